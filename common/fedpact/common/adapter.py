@@ -1,0 +1,157 @@
+"""Adapter weights as they travel and as they are kept: one flat array and a manifest.
+
+The names are PEFT's own (`get_peft_model_state_dict`), so that an adapter saved here is an
+adapter that PEFT loads. Weights are float32 and little-endian on the wire and on disk.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpact.common.errors import WireError
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The names and shapes of the tensors in a flat array, in its order."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """The number of values of each tensor."""
+        return tuple(int(np.prod(shape, dtype=np.int64)) for shape in self.shapes)
+
+    @property
+    def size(self) -> int:
+        """The number of values in the flat array."""
+        return sum(self.sizes)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, in hexadecimal."""
+        listing = json.dumps([self.names, self.shapes], separators=(",", ":"))
+        return hashlib.sha256(listing.encode()).hexdigest()
+
+    def select(self, names: Iterable[str]) -> Self:
+        """The manifest of some of the tensors, in this manifest's order."""
+        wanted = set(names)
+        if unknown := wanted - set(self.names):
+            raise WireError(f"The adapter has no tensor {sorted(unknown)[0]}.")
+        kept = [(n, s) for n, s in zip(self.names, self.shapes, strict=True) if n in wanted]
+        return type(self)(tuple(n for n, _ in kept), tuple(s for _, s in kept))
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """Values for a manifest: an adapter, or what a round changed in it.
+
+    Attributes:
+        manifest: names and shapes, P values in all.
+        flat: the values, shape [P], float32.
+    """
+
+    manifest: Manifest
+    flat: FloatArray
+
+    def __post_init__(self) -> None:
+        if self.flat.dtype != np.float32 or self.flat.shape != (self.manifest.size,):
+            raise WireError(
+                f"The array has {self.flat.dtype} values of shape {self.flat.shape}, the "
+                f"manifest says float32 of shape ({self.manifest.size},)."
+            )
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, npt.ArrayLike]) -> Self:
+        """Lay tensors end to end, in the mapping's order."""
+        arrays = {name: np.asarray(value, dtype=np.float32) for name, value in tensors.items()}
+        manifest = Manifest(tuple(arrays), tuple(a.shape for a in arrays.values()))
+        flat = np.concatenate([a.ravel() for a in arrays.values()]) if arrays else np.empty(0)
+        return cls(manifest, flat.astype(np.float32, copy=False))
+
+    def tensors(self) -> dict[str, FloatArray]:
+        """Name to tensor; each is a view of the flat array."""
+        bounds = np.cumsum((0, *self.manifest.sizes))
+        return {
+            name: self.flat[start:end].reshape(shape)
+            for name, shape, start, end in zip(
+                self.manifest.names, self.manifest.shapes, bounds[:-1], bounds[1:], strict=True
+            )
+        }
+
+    def select(self, names: Iterable[str]) -> Self:
+        """Some of the tensors, in this manifest's order."""
+        kept = self.manifest.select(names).names
+        tensors = self.tensors()
+        return type(self).from_tensors({name: tensors[name] for name in kept})
+
+    def plus(self, change: Self) -> Self:
+        """These weights with `change` added to the tensors that it names.
+
+        Raises:
+            WireError: `change` names a tensor that these weights lack, or with another shape.
+        """
+        total = Weights(self.manifest, self.flat.copy())
+        targets = total.tensors()
+        for name, value in change.tensors().items():
+            if name not in targets or targets[name].shape != value.shape:
+                raise WireError(f"The change in {name} does not fit the adapter.")
+            targets[name] += value
+        return type(self)(total.manifest, total.flat)
+
+    def is_finite(self) -> bool:
+        """Whether no value is NaN or infinite."""
+        return bool(np.isfinite(self.flat).all())
+
+    @property
+    def norm(self) -> float:
+        """L2 norm over all values."""
+        return float(np.linalg.norm(self.flat.astype(np.float64)))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of manifest and values together, in hexadecimal."""
+        content = hashlib.sha256(self.manifest.digest.encode())
+        content.update(self.to_bytes())
+        return content.hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """The values alone, little-endian float32."""
+        return self.flat.astype("<f4", copy=False).tobytes()
+
+    @classmethod
+    def from_bytes(cls, manifest: Manifest, data: bytes) -> Self:
+        """Read values for a manifest.
+
+        Raises:
+            WireError: there are more or fewer bytes than the manifest says.
+        """
+        if len(data) != 4 * manifest.size:
+            raise WireError(
+                f"The array has {len(data)} bytes, its manifest says {4 * manifest.size}."
+            )
+        return cls(manifest, np.frombuffer(data, dtype="<f4").astype(np.float32))
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file."""
+        from safetensors.numpy import save_file
+
+        save_file({name: value.copy() for name, value in self.tensors().items()}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a safetensors file; tensors are in the order of their names."""
+        from safetensors.numpy import load_file
+
+        tensors = load_file(path)
+        return cls.from_tensors({name: tensors[name] for name in sorted(tensors)})

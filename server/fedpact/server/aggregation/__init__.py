@@ -1,0 +1,1 @@
+"""How adapters are aggregated, one file per method."""
