@@ -6,6 +6,7 @@ adapter that PEFT loads. Weights are float32 and little-endian on the wire and o
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +31,8 @@ class Manifest:
     @cached_property
     def sizes(self) -> tuple[int, ...]:
         """The number of values of each tensor."""
-        return tuple(int(np.prod(shape, dtype=np.int64)) for shape in self.shapes)
+        # Not `np.prod`: a shape that a peer made up must not overflow into a small one.
+        return tuple(math.prod(shape) for shape in self.shapes)
 
     @property
     def size(self) -> int:
@@ -47,7 +49,7 @@ class Manifest:
         """The manifest of some of the tensors, in this manifest's order."""
         wanted = set(names)
         if unknown := wanted - set(self.names):
-            raise WireError(f"The adapter has no tensor {sorted(unknown)[0]}.")
+            raise WireError(f"The adapter has no tensor {min(unknown)}.")
         kept = [(n, s) for n, s in zip(self.names, self.shapes, strict=True) if n in wanted]
         return type(self)(tuple(n for n, _ in kept), tuple(s for _, s in kept))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from fedpact.common.errors import StorageError
 
@@ -30,7 +30,7 @@ def open_database(url: str, migrations: Path) -> Engine:
         migrations: a room's Alembic folder (`env.py` and `versions/`).
 
     Raises:
-        StorageError: it cannot be reached, written, or was written by a newer fedpact.
+        StorageError: it cannot be reached or written, is damaged, or was written by a newer fedpact.
     """
     try:
         engine = create_engine(url)
@@ -40,7 +40,7 @@ def open_database(url: str, migrations: Path) -> Engine:
         _upgrade(engine, migrations)
     except (ArgumentError, ImportError) as error:
         raise StorageError(f"{url!r} is not a database that can be used: {error}.") from error
-    except (OperationalError, OSError) as error:
+    except (SQLAlchemyError, OSError) as error:
         raise storage_error(error) from error
     return engine
 

@@ -15,7 +15,7 @@ class SubsampledGaussian:
     Neighbouring data sets differ by adding or removing one record.
 
     Attributes:
-        noise_multiplier: σ, the noise's standard deviation over the clipping norm.
+        noise_multiplier: the noise's standard deviation over the clipping norm.
         sample_rate: q, the probability with which each record is in a batch.
         steps: how many times.
     """

@@ -221,7 +221,8 @@ def initial_weights(model: nn.Module, seed: int) -> Weights:
         values[name] = np.zeros(tuple(parameter.shape), dtype=np.float32)
         if ".lora_A." in name:
             bound = parameter.shape[1] ** -0.5
-            values[name] = generator.uniform(-bound, bound, tuple(parameter.shape))
+            drawn = generator.uniform(-bound, bound, tuple(parameter.shape))
+            values[name] = drawn.astype(np.float32)
     return Weights.from_tensors(values)
 
 

@@ -18,7 +18,17 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from fedpact.common.errors import StudyError
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Name = Annotated[str, StringConstraints(min_length=1, max_length=120, strip_whitespace=True)]
+# Names come from other parties and end in logs, terminals and databases: no control characters,
+# line separators or reversed writing in them.
+Name = Annotated[
+    str,
+    StringConstraints(
+        min_length=1,
+        max_length=120,
+        strip_whitespace=True,
+        pattern=r"^[^\p{Cc}\p{Zl}\p{Zp}\u202a-\u202e\u2066-\u2069]+$",
+    ),
+]
 
 
 class _Section(BaseModel):
@@ -39,6 +49,11 @@ class About(_Section):
     name: Name = Field(description="What the study is called.")
     purpose: str = Field(
         default="", description="What the model is for, in words that a data steward can judge."
+    )
+    dataset: Name | None = Field(
+        default=None,
+        description="The name under which sites register the data set that is meant; without "
+        "it, a site's only data set.",
     )
 
 

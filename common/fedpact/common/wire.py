@@ -6,7 +6,8 @@ checked when it arrives, before anything is done with it: version, fields, sizes
 """
 
 import hashlib
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -14,8 +15,9 @@ from fedpact.common.adapter import Manifest, Weights
 from fedpact.common.errors import WireError
 from fedpact.common.study import Digest
 
-PROTOCOL = 1
+PROTOCOL: Final = 1
 MAX_VALUES = 500_000_000
+MAX_ROUND = 2**31 - 1  # what a database's integer holds
 
 
 class _Header(BaseModel):
@@ -23,7 +25,7 @@ class _Header(BaseModel):
 
     protocol: Literal[1] = PROTOCOL
     run: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
-    round: Annotated[int, Field(ge=1)]
+    round: Annotated[int, Field(ge=1, le=MAX_ROUND)]
     study_digest: Digest
 
 
@@ -117,6 +119,15 @@ class Packet(BaseModel):
     header: str
     array: bytes = b""
 
+    @classmethod
+    def of(cls, fields: Mapping[str, object]) -> Self:
+        """Read the two fields from what a transport brought; anything else is left empty."""
+        header, array = fields.get("header"), fields.get("array")
+        return cls(
+            header=header if isinstance(header, str) else "",
+            array=array if isinstance(array, bytes) else b"",
+        )
+
     @property
     def size(self) -> int:
         """Bytes of header and array."""
@@ -125,9 +136,7 @@ class Packet(BaseModel):
 
 def pack(header: RequestHeader | UpdateHeader | Refusal, weights: Weights | None) -> Packet:
     """Make a message of a header and the weights it describes."""
-    return Packet(
-        header=header.model_dump_json(), array=weights.to_bytes() if weights else b""
-    )
+    return Packet(header=header.model_dump_json(), array=weights.to_bytes() if weights else b"")
 
 
 def unpack(
@@ -146,7 +155,9 @@ def unpack(
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise WireError(f"The message's header is not valid: {place}: {first['msg']}.") from error
+        raise WireError(
+            f"The message's header is not valid: {place}: {first['msg']}."
+        ) from error
     match header:
         case RequestHeader():
             return header, header.adapter.read(packet.array)

@@ -1,0 +1,235 @@
+"""DP-SGD (Abadi et al. 2016) by Opacus, for a PEFT model.
+
+Rules, each of which has a test:
+
+1. The model is in training mode and on its device before it is watched: in evaluation mode
+   Opacus records nothing, and a parameter that is replaced afterwards is trained by nobody.
+   Both are refused.
+2. The optimiser holds what requires a gradient, all of it and nothing else.
+3. Each record's gradient, over all those parameters together, is clipped to `max_grad_norm`.
+4. Noise is added once for each logical batch, not for each micro-batch.
+5. The noised sum is divided by the *expected* batch size, which is public, never by the
+   drawn one.
+6. An empty logical batch is a step like any other, noise included.
+
+Arithmetic on gradients is float32 whatever the precision of the forward pass.
+"""
+
+import warnings
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+import torch
+from opacus.grad_sample import GradSampleHooks
+from opacus.optimizers import DPOptimizer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fedpact.common.errors import TrainingError
+
+
+class Step(Protocol):
+    """One optimiser step over a logical batch that comes in micro-batches."""
+
+    def add(self, losses: Tensor) -> None:
+        """Take in a micro-batch: the loss of each of its records, shape [n]."""
+        ...
+
+    def apply(self) -> None:
+        """End the logical batch and change the parameters."""
+        ...
+
+
+def standard_normal(shape: Sequence[int], rng: np.random.Generator) -> Tensor:
+    """Draw noise of unit variance, float32, on the CPU: all of DP-SGD's noise comes from here.
+
+    Not `torch.Generator`: on a CPU it takes 32 bits of its seed, few enough to try them all.
+    """
+    return torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32))
+
+
+class PlainStep:
+    """The step without privacy: the mean of the gradients over the records that came."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._optimizer.zero_grad()  # what a step that was given up may have left
+        self._records = 0
+
+    def add(self, losses: Tensor) -> None:
+        """Take in a micro-batch: the loss of each of its records, shape [n]."""
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        self._records += len(losses)
+
+    def apply(self) -> None:
+        """Divide the sum by the number of records, step, and start anew."""
+        for parameter in _parameters_of(self._optimizer):
+            if parameter.grad is not None:
+                parameter.grad /= max(self._records, 1)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._records = 0
+
+
+class PrivateStep:
+    """The step of DP-SGD. Use it as a context: at its end the model is as it was before.
+
+    Args:
+        model: a PEFT model in training mode, on its device.
+        optimizer: over the model's trainable parameters.
+        noise_multiplier: σ, the noise's standard deviation over `max_grad_norm`.
+        max_grad_norm: C, the L2 norm to which each record's gradient is clipped.
+        expected_batch_size: sampling rate times the data set's public size.
+        rng: for the noise; a new one from the operating system's entropy by default. Give one
+            only in tests and simulations: who knows its seed can take the noise away.
+
+    Raises:
+        TrainingError: the optimiser does not hold the model's trainable parameters.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        noise_multiplier: float,
+        max_grad_norm: float,
+        expected_batch_size: float,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        self._model = model
+        self._parameters = _parameters_of(optimizer)
+        self._check_parameters()
+        # Nothing below the first adapter needs a gradient, and Opacus can do without.
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        self._watched = [m for m in model.modules() if _is_trainable(m)]
+        self._hooks = RecordHooks(model, loss_reduction="sum")
+        self._optimizer = _NoisyOptimizer(
+            optimizer,
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=max_grad_norm,
+            expected_batch_size=expected_batch_size,
+        )
+        self._optimizer.rng = rng or np.random.default_rng()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def add(self, losses: Tensor) -> None:
+        """Take in a micro-batch: the loss of each of its records, shape [n].
+
+        The forward pass must come after this object was made, and each loss must depend on
+        one record alone.
+
+        Raises:
+            TrainingError: the model is not in training mode, its parameters were replaced,
+                or a parameter has no gradient for each record.
+        """
+        if not all(module.training for module in self._watched):
+            raise TrainingError(
+                "The model is in evaluation mode, in which no record's gradient is recorded.",
+                advice="Call `model.train()` before the forward pass.",
+            )
+        self._check_parameters()
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        for parameter in self._parameters:
+            recorded: Tensor | None = getattr(parameter, "grad_sample", None)
+            if recorded is None or recorded.shape != (len(losses), *parameter.shape):
+                raise TrainingError(
+                    "A trained parameter has no gradient for each record.",
+                    advice="Each needs one loss, from a forward pass after this step began.",
+                )
+        self._step(skip=True)
+
+    def apply(self) -> None:
+        """End the logical batch: noise once, divide by the expected size, step.
+
+        Raises:
+            TrainingError: the model's parameters were replaced.
+        """
+        self._check_parameters()
+        # Opacus adds noise after a micro-batch that is the last: here it is always an empty
+        # one, so that a logical batch without records goes the same way as any other.
+        for parameter in self._parameters:
+            empty = parameter.new_zeros((0, *parameter.shape))
+            parameter.grad_sample = empty  # type: ignore[attr-defined]
+        self._step(skip=False)
+
+    def close(self) -> None:
+        """Take the hooks off the model and forget what they recorded."""
+        self._hooks.cleanup()
+        for module in self._watched:
+            module.__dict__.pop("activations", None)
+            module.__dict__.pop("max_batch_len", None)
+        for parameter in self._parameters:
+            parameter.__dict__.pop("summed_grad", None)
+            parameter.grad = None
+
+    def _step(self, *, skip: bool) -> None:
+        self._optimizer.signal_skip_step(do_skip=skip)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _check_parameters(self) -> None:
+        trainable = {id(p) for p in self._model.parameters() if p.requires_grad}
+        if trainable != {id(p) for p in self._parameters}:
+            raise TrainingError(
+                "The optimiser does not hold what the model trains.",
+                advice="Move the model and choose what it trains before making the optimiser.",
+            )
+
+
+class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
+    """Opacus' optimiser with the noise drawn by `standard_normal`."""
+
+    rng: np.random.Generator
+
+    def add_noise(self) -> None:
+        std = self.noise_multiplier * self.max_grad_norm
+        for parameter in self.params:
+            noise = standard_normal(parameter.shape, self.rng).to(parameter.device)
+            parameter.grad = parameter.summed_grad + std * noise
+
+
+def _linear_in_float32(
+    layer: nn.Linear, activations: list[Tensor], backprops: Tensor
+) -> dict[Tensor, Tensor]:
+    """Gradient of each record in a linear layer: weight [n, out, in] and bias [n, out].
+
+    As Opacus has it, which would however sum over tokens in the precision of the forward
+    pass: under bf16 autocast, norms would be off by a percent.
+    """
+    inputs, outputs = activations[0].float(), backprops.float()
+    samples: dict[Tensor, Tensor] = {}
+    if layer.weight.requires_grad:
+        samples[layer.weight] = torch.einsum("n...i,n...j->nij", outputs, inputs)
+    if layer.bias is not None and layer.bias.requires_grad:
+        samples[layer.bias] = torch.einsum("n...k->nk", outputs)
+    return samples
+
+
+class RecordHooks(GradSampleHooks):  # type: ignore[misc]  # opacus has no types
+    """Opacus' hooks: each trainable parameter gets `grad_sample`, float32, [n, *shape]."""
+
+    GRAD_SAMPLERS: ClassVar[dict[type[nn.Module], Any]] = {
+        **GradSampleHooks.GRAD_SAMPLERS,
+        nn.Linear: _linear_in_float32,
+    }
+
+
+def _is_trainable(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+
+
+def _parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,0 +1,207 @@
+"""The only door out of the house: what may leave, and what was seen leaving.
+
+Nothing is sent but what `release`, `refuse` or `resend` returned, and in this order:
+
+1. What is about to leave is exactly the tensors that the study trains, all values finite,
+   within the norm that was agreed on (where one was), with no metrics unless both study and
+   policy allow them.
+2. For one round of a run, one update leaves. Asked again, the same bytes leave.
+3. A refusal says which rule stood in the way; what it would say about the records
+   themselves stays at home.
+4. It is in the outbox, so that it can leave again, and in the departures, so that it can be
+   seen, both on disk, before it is handed over.
+"""
+
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, func, select
+
+from fedpact.client.home import write_private
+from fedpact.client.tables import DepartureRow, exclusive, reading
+from fedpact.common import wire
+from fedpact.common.adapter import Manifest, Weights
+from fedpact.common.errors import PolicyError, TrainingError, WireError
+
+_KEPT = 16
+_KEPT_AT_HOME = {
+    "data": "The data set cannot be used for this study; the site's own log says why.",
+    "training": "Training failed; the site's own log says why.",
+}
+
+
+class Gate:
+    """The door of one site.
+
+    Args:
+        engine: the site's database.
+        outbox: the folder for the last packets that left.
+    """
+
+    def __init__(self, engine: Engine, outbox: Path) -> None:
+        self._engine = engine
+        self._outbox = outbox
+
+    def release(
+        self,
+        header: wire.UpdateHeader,
+        change: Weights,
+        *,
+        expected: Manifest,
+        max_norm: float | None = None,
+        allow_metrics: bool = False,
+    ) -> wire.Packet:
+        """Check an update, write it down and let it leave.
+
+        Args:
+            header: the update's header.
+            change: the values that it describes.
+            expected: names and shapes of what the study trains.
+            max_norm: the L2 norm that the change may have at most; None: any.
+            allow_metrics: whether study and policy both let raw metrics leave.
+
+        Raises:
+            PolicyError: it carries metrics, or another update has left for this round.
+            TrainingError: the change is not finite, or too large.
+            WireError: the change is not what the study trains or the header describes.
+            StorageError: it could not be written down, and stays.
+        """
+        if change.manifest != expected:
+            raise WireError("The update is not of exactly the tensors that the study trains.")
+        if header.change != wire.ArrayInfo.of(change):
+            raise WireError("The update's header does not describe its array.")
+        if not change.is_finite():
+            raise TrainingError("The update holds values that are not finite.")
+        if max_norm is not None and change.norm > max_norm:
+            raise TrainingError("The update is larger than the norm that was agreed on.")
+        if header.metrics is not None and not allow_metrics:
+            raise PolicyError("The update carries metrics that the site does not let out.")
+        return self._depart(header, wire.pack(header, change))
+
+    def refuse(self, refusal: wire.Refusal) -> wire.Packet:
+        """Write a refusal down and let it leave, without what it says about the records.
+
+        Raises:
+            StorageError: it could not be written down, and stays.
+        """
+        public = refusal.model_copy(
+            update={"reason": _KEPT_AT_HOME.get(refusal.code, refusal.reason)}
+        )
+        return self._depart(public, wire.pack(public, None), reason=refusal.reason)
+
+    def stored(self, run: str, round_number: int) -> wire.Packet | None:
+        """The update that left for a round; None if none did, or it is kept no longer."""
+        try:
+            header, _, array = self._path(run, round_number).read_bytes().partition(b"\n")
+            packet = wire.Packet(header=header.decode(), array=array)
+            wire.unpack(packet)
+        except (OSError, UnicodeDecodeError, WireError):
+            return None
+        return packet
+
+    def resend(self, run: str, round_number: int) -> wire.Packet | None:
+        """Let the stored update of a round leave once more, and write that down too.
+
+        Returns:
+            the same bytes as the first time; None as `stored`.
+
+        Raises:
+            StorageError: it could not be written down, and stays.
+        """
+        if (packet := self.stored(run, round_number)) is None:
+            return None
+        header, _ = wire.unpack(packet)
+        return self._depart(header, packet)
+
+    def has_left(self, run: str, round_number: int) -> bool:
+        """Whether anything that training computed has left for a round, stored or not.
+
+        That training failed is such a thing too: training again would be another look.
+
+        Raises:
+            StorageError: the database cannot be read.
+        """
+        with reading(self._engine) as session:
+            return bool(
+                session.scalar(select(_left(run, round_number, "update", "failure").exists()))
+            )
+
+    def bytes_out(self, run: str) -> int:
+        """Bytes that have left in a run, refusals and repetitions included.
+
+        Raises:
+            StorageError: the database cannot be read.
+        """
+        with reading(self._engine) as session:
+            return int(
+                session.scalar(
+                    select(func.coalesce(func.sum(DepartureRow.bytes), 0)).where(
+                        DepartureRow.run == run
+                    )
+                )
+                or 0
+            )
+
+    def _depart(
+        self,
+        header: wire.RequestHeader | wire.UpdateHeader | wire.Refusal,
+        packet: wire.Packet,
+        **more: Any,
+    ) -> wire.Packet:
+        data = packet.header.encode() + b"\n" + packet.array
+        sha256 = hashlib.sha256(data).hexdigest()
+        failed = isinstance(header, wire.Refusal) and header.code == "training"
+        kind = "failure" if failed else header.kind
+        with exclusive(self._engine, "departures") as session:
+            if kind == "update":
+                earlier = session.scalars(_left(header.run, header.round, "update")).all()
+                if any(other != sha256 for other in earlier):
+                    raise PolicyError(
+                        f"Another update has left for round {header.round} of run {header.run}."
+                    )
+                # First the outbox: what is written down as gone can then always go again.
+                write_private(self._path(header.run, header.round), data)
+                self._prune()
+            session.add(
+                DepartureRow(
+                    at=datetime.now(UTC),
+                    run=header.run,
+                    round=header.round,
+                    kind=kind,
+                    bytes=packet.size,
+                    sha256=sha256,
+                    summary=_summary(header) | more,
+                )
+            )
+        return packet
+
+    def _path(self, run: str, round_number: int) -> Path:
+        return self._outbox / f"{run}.{round_number}.packet"
+
+    def _prune(self) -> None:
+        packets = sorted(
+            self._outbox.glob("*.packet"), key=lambda path: path.stat().st_mtime_ns
+        )
+        for path in packets[:-_KEPT]:
+            path.unlink(missing_ok=True)
+
+
+def _left(run: str, round_number: int, *kinds: str) -> Any:
+    return select(DepartureRow.sha256).where(
+        DepartureRow.run == run,
+        DepartureRow.round == round_number,
+        DepartureRow.kind.in_(kinds),
+    )
+
+
+def _summary(header: wire.RequestHeader | wire.UpdateHeader | wire.Refusal) -> dict[str, Any]:
+    """What a steward wants to see of what left: its fields, without the tensors' names."""
+    fields = header.model_dump(
+        mode="json", exclude={"change", "adapter", "kind", "run", "round"}
+    )
+    if isinstance(header, wire.UpdateHeader):
+        shapes = header.change.shapes
+        fields["tensors"] = len(shapes)
+    return {name: value for name, value in fields.items() if value is not None}

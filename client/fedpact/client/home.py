@@ -1,0 +1,143 @@
+"""The folder of a site: where everything that an institution's daemon keeps is.
+
+    fedpact.db      the ledger, the data sets and what left (unless another database is named)
+    node.key        the node's private key; with node.pub, the public one
+    ca.pem          the certificate authority of the coordinator, pinned when joining
+    site.toml       who we are and whom we joined
+    policy.toml     what the institution allows; read here only
+    cache/          tokenised records
+    outbox/         the last packets that left, for requests that come twice
+
+Only the owner may read any of it: folders are 0700, files 0600.
+"""
+
+import contextlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from fedpact.common.database import open_database, sqlite_url, storage_error
+
+HOME_VARIABLE = "FEDPACT_CLIENT_HOME"
+DATABASE_VARIABLE = "FEDPACT_CLIENT_DATABASE"
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+@dataclass(frozen=True)
+class ClientHome:
+    """The layout of a site's folder.
+
+    Attributes:
+        folder: the folder itself.
+        database: an SQLAlchemy URL where the database is elsewhere; empty: in the folder.
+    """
+
+    folder: Path
+    database: str = ""
+
+    @classmethod
+    def default(cls) -> "ClientHome":
+        """The folder and database that the environment names, or `~/.fedpact/client`."""
+        folder = os.environ.get(HOME_VARIABLE) or "~/.fedpact/client"
+        return cls(Path(folder).expanduser(), os.environ.get(DATABASE_VARIABLE, ""))
+
+    @property
+    def database_url(self) -> str:
+        """The URL of the site's database."""
+        return self.database or sqlite_url(self.folder / "fedpact.db")
+
+    @property
+    def private_key(self) -> Path:
+        """The node's private key."""
+        return self.folder / "node.key"
+
+    @property
+    def public_key(self) -> Path:
+        """The node's public key."""
+        return self.folder / "node.pub"
+
+    @property
+    def ca(self) -> Path:
+        """The coordinator's certificate authority."""
+        return self.folder / "ca.pem"
+
+    @property
+    def site(self) -> Path:
+        """Who we are and whom we joined."""
+        return self.folder / "site.toml"
+
+    @property
+    def policy(self) -> Path:
+        """What the institution allows."""
+        return self.folder / "policy.toml"
+
+    @property
+    def cache(self) -> Path:
+        """Tokenised records."""
+        return self.folder / "cache"
+
+    @property
+    def outbox(self) -> Path:
+        """The last packets that left."""
+        return self.folder / "outbox"
+
+    def create(self) -> None:
+        """Make the folders, for the owner only; those that exist stay.
+
+        Raises:
+            StorageError: they cannot be made.
+        """
+        for folder in (self.folder, self.cache, self.outbox):
+            private_folder(folder)
+
+    def open_database(self) -> Engine:
+        """Open the site's database and bring its tables up to date.
+
+        Raises:
+            StorageError: it cannot be reached, written, or was written by a newer fedpact.
+        """
+        self.create()
+        engine = open_database(self.database_url, MIGRATIONS)
+        if not self.database:
+            # SQLite gives its -wal and -shm files the rights of the main file.
+            with contextlib.suppress(OSError):
+                (self.folder / "fedpact.db").chmod(0o600)
+        return engine
+
+
+def private_folder(folder: Path) -> None:
+    """Make a folder that only its owner may enter.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error) from error
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file that only its owner may read: whole or not at all, and on disk on return.
+
+    Raises:
+        StorageError: it cannot be written; what stood there before still does.
+    """
+    private_folder(path.parent)
+    try:
+        # mkstemp makes files 0600, whatever the umask.
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise storage_error(error) from error

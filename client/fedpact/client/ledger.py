@@ -1,0 +1,300 @@
+"""What privacy a site's data sets have spent: durable and pessimistic.
+
+Rules, held in this order:
+
+1. A round's mechanism is **reserved** in a committed transaction before training starts, and
+   **settled** after with the steps that really ran. What was never settled counts in full.
+2. Two reservations never overlap: each is checked against all that were committed before it.
+3. A round is reserved once for a data set. Asked again, the ledger says so, and its caller
+   sends the stored reply or trains under the reservation that stands: one mechanism, one
+   release, one cost.
+4. After a reservation the run costs at most what its study promises, and the data set at most
+   what the site's policy allows over its lifetime, across studies and runs.
+5. A data set is its content as much as its name. Names that ever stood for the same content,
+   and contents that ever had the same name, share one budget.
+
+ε is for adding or removing one record. A study without DP costs ∞ from its first round on.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from sqlalchemy import ColumnElement, Engine, and_, func, or_, select
+from sqlalchemy.orm import Session
+
+from fedpact.client.tables import DatasetRow, ReservationRow, exclusive, reading
+from fedpact.common import accounting
+from fedpact.common.errors import BudgetError, DataError
+from fedpact.common.mechanism import SubsampledGaussian
+from fedpact.common.study import Study
+
+# What rounding may add to a sum of steps that was planned to cost exactly the target.
+_ROUNDING = 1 + 1e-9
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """Privacy set aside for one round of a run.
+
+    Attributes:
+        mechanism: what may run; None for a study without DP.
+        settled_steps: the steps that ran; None while it is not settled.
+        counted_steps: the steps that count: those that ran, or all that were reserved.
+    """
+
+    id: int
+    dataset: str
+    study_digest: str
+    study_name: str
+    run: str
+    round: int
+    mechanism: SubsampledGaussian | None
+    delta: float
+    reserved_at: datetime
+    settled_at: datetime | None
+    settled_steps: int | None
+    counted_steps: int
+
+
+class AlreadyReservedError(BudgetError):
+    """The round has been reserved before: answer from the outbox, or resume it.
+
+    Attributes:
+        reservation: the one that stands.
+    """
+
+    def __init__(self, reservation: Reservation) -> None:
+        super().__init__(
+            f"Round {reservation.round} of run {reservation.run} has already been reserved "
+            f"for the data set {reservation.dataset}."
+        )
+        self.reservation = reservation
+
+
+class Ledger:
+    """The ledger of one site."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def reserve(
+        self,
+        dataset: str,
+        study: Study,
+        run: str,
+        round_number: int,
+        mechanism: SubsampledGaussian | None,
+        *,
+        cap: float,
+    ) -> Reservation:
+        """Set a round's privacy aside, durably, before anything is computed.
+
+        Args:
+            dataset: the data set's name.
+            study: whose `target_epsilon` the run may cost at its `target_delta`.
+            run: the run's id.
+            round_number: the round, from 1.
+            mechanism: what is about to run; None for a study without DP.
+            cap: ε that the data set may cost over its lifetime (the policy's `max_epsilon`).
+
+        Raises:
+            AlreadyReservedError: the round was reserved before; nothing is spent twice.
+            BudgetError: the run's or the data set's budget does not allow it.
+            DataError: there is no such data set.
+            StorageError: it could not be written down, so nothing may run.
+        """
+        with exclusive(self._engine, "reservations") as session:
+            sha256 = _content(session, dataset)
+            earlier = session.scalar(
+                select(ReservationRow).where(
+                    ReservationRow.run == run,
+                    ReservationRow.round == round_number,
+                    ReservationRow.dataset == dataset,
+                )
+            )
+            if earlier is not None:
+                raise AlreadyReservedError(_reservation(earlier))
+            if mechanism is not None:
+                shared = _shares_budget(session, dataset)
+                of_run = and_(shared, ReservationRow.run == run)
+                limits = (
+                    (f"run {run}", study.privacy.target_epsilon, of_run),
+                    (f"the data set {dataset}", cap, shared),
+                )
+                _check_budget(session, limits, mechanism, study.privacy.target_delta)
+            row = ReservationRow(
+                dataset=dataset,
+                sha256=sha256,
+                study_digest=study.digest,
+                study_name=study.study.name,
+                run=run,
+                round=round_number,
+                noise_multiplier=mechanism.noise_multiplier if mechanism else 0.0,
+                sample_rate=mechanism.sample_rate if mechanism else 1.0,
+                steps=mechanism.steps if mechanism else study.training.local_steps,
+                delta=study.privacy.target_delta,
+                reserved_at=datetime.now(UTC),
+            )
+            session.add(row)
+            session.flush()
+            return _reservation(row)
+
+    def settle(self, reservation: Reservation, steps: int) -> Reservation:
+        """Say how many of the reserved steps really ran; the rest is given back.
+
+        Call it only once nothing more will be computed under the reservation. Saying the
+        same twice is harmless.
+
+        Raises:
+            BudgetError: more steps than were reserved, or settled before with others.
+            StorageError: it could not be written; the reservation then counts in full.
+        """
+        with exclusive(self._engine, "reservations") as session:
+            row = session.get(ReservationRow, reservation.id)
+            if row is None:
+                raise BudgetError(f"There is no reservation {reservation.id} to settle.")
+            if not 0 <= steps <= row.steps:
+                raise BudgetError(
+                    f"Round {row.round} of run {row.run} took {steps} steps, but {row.steps} "
+                    "were reserved."
+                )
+            if row.settled_steps is not None and row.settled_steps != steps:
+                raise BudgetError(
+                    f"Round {row.round} of run {row.run} was settled with "
+                    f"{row.settled_steps} steps and cannot be settled again with {steps}."
+                )
+            if row.settled_steps is None:
+                row.settled_steps = steps
+                row.settled_at = datetime.now(UTC)
+                session.flush()
+            return _reservation(row)
+
+    def spent(self, dataset: str, delta: float) -> float:
+        """ε that a data set has spent at δ, over all studies and runs.
+
+        Raises:
+            DataError: there is no such data set.
+            StorageError: the database cannot be read.
+        """
+        with reading(self._engine) as session:
+            _content(session, dataset)
+            return _epsilon(_mechanisms(session, _shares_budget(session, dataset)), delta)
+
+    def spent_by_run(self, dataset: str, run: str, delta: float) -> float:
+        """ε that one run has cost a data set at δ.
+
+        Raises:
+            DataError: there is no such data set.
+            StorageError: the database cannot be read.
+        """
+        with reading(self._engine) as session:
+            _content(session, dataset)
+            where = (_shares_budget(session, dataset), ReservationRow.run == run)
+            return _epsilon(_mechanisms(session, *where), delta)
+
+    def history(self, dataset: str) -> list[Reservation]:
+        """Every reservation that counts for a data set, the oldest first.
+
+        Raises:
+            DataError: there is no such data set.
+            StorageError: the database cannot be read.
+        """
+        with reading(self._engine) as session:
+            _content(session, dataset)
+            rows = session.scalars(
+                select(ReservationRow)
+                .where(_shares_budget(session, dataset))
+                .order_by(ReservationRow.id)
+            )
+            return [_reservation(row) for row in rows]
+
+
+def _check_budget(
+    session: Session,
+    limits: Iterable[tuple[str, float, ColumnElement[bool]]],
+    mechanism: SubsampledGaussian,
+    delta: float,
+) -> None:
+    """Rule 4: for each (what, its limit, what counts for it)."""
+    for what, limit, counts in limits:
+        before = _mechanisms(session, counts)
+        after = _epsilon([*before, mechanism], delta)
+        if after > limit * _ROUNDING:
+            raise BudgetError(
+                f"{mechanism.steps} more steps would bring {what} from ε = "
+                f"{_epsilon(before, delta):.4g} to {after:.4g}, above its limit of {limit:.4g}, "
+                f"at δ = {delta:.3g}."
+            )
+
+
+def _content(session: Session, dataset: str) -> str:
+    sha256 = session.scalar(select(DatasetRow.sha256).where(DatasetRow.name == dataset))
+    if sha256 is None:
+        raise DataError(
+            f"There is no data set {dataset}.",
+            advice="`fedpact client dataset list` shows those that were added.",
+        )
+    return sha256
+
+
+def _shares_budget(session: Session, dataset: str) -> ColumnElement[bool]:
+    """Which reservations count for a data set (rule 5)."""
+    pairs = {
+        (name, sha256)
+        for table in (
+            select(DatasetRow.name, DatasetRow.sha256),
+            select(ReservationRow.dataset, ReservationRow.sha256).distinct(),
+        )
+        for name, sha256 in session.execute(table)
+    }
+    names, contents, size = {dataset}, set[str](), -1
+    while size != len(names) + len(contents):
+        size = len(names) + len(contents)
+        contents |= {sha256 for name, sha256 in pairs if name in names}
+        names |= {name for name, sha256 in pairs if sha256 in contents}
+    return or_(ReservationRow.dataset.in_(names), ReservationRow.sha256.in_(contents))
+
+
+def _mechanisms(
+    session: Session, *where: ColumnElement[bool]
+) -> list[SubsampledGaussian | None]:
+    """What counts as having run, equal mechanisms as one; None: something without DP."""
+    noise, rate = ReservationRow.noise_multiplier, ReservationRow.sample_rate
+    steps = func.sum(func.coalesce(ReservationRow.settled_steps, ReservationRow.steps))
+    rows = session.execute(select(noise, rate, steps).where(*where).group_by(noise, rate))
+    return [
+        SubsampledGaussian(sigma, q, int(count)) if sigma > 0 else None
+        for sigma, q, count in rows
+        if count > 0
+    ]
+
+
+def _epsilon(mechanisms: Iterable[SubsampledGaussian | None], delta: float) -> float:
+    private: list[SubsampledGaussian] = []
+    for mechanism in mechanisms:
+        if mechanism is None:
+            return math.inf
+        private.append(mechanism)
+    return accounting.epsilon(private, delta)
+
+
+def _reservation(row: ReservationRow) -> Reservation:
+    mechanism = None
+    if row.noise_multiplier > 0:
+        mechanism = SubsampledGaussian(row.noise_multiplier, row.sample_rate, row.steps)
+    return Reservation(
+        id=row.id,
+        dataset=row.dataset,
+        study_digest=row.study_digest,
+        study_name=row.study_name,
+        run=row.run,
+        round=row.round,
+        mechanism=mechanism,
+        delta=row.delta,
+        reserved_at=row.reserved_at,
+        settled_at=row.settled_at,
+        settled_steps=row.settled_steps,
+        counted_steps=row.steps if row.settled_steps is None else row.settled_steps,
+    )

@@ -1,0 +1,253 @@
+"""The resident node: a site's side of Flower, in one process that stays.
+
+Flower's own SuperNode starts a Python process for every message and runs the code that the
+coordinator ships. This node speaks Flower's Fleet protocol itself, keeps model and data
+warm, and runs only the code that the site installed. It never ends because a connection was
+lost: it says why, waits, and dials again.
+
+What Flower does not call public is used in this file alone and pinned by a contract test:
+`FleetHttpClient`, its interceptors, `HeartbeatSender`, and the objects of
+`flwr.supercore.inflatable`. (Flower's `http_request_response` does the same as `_connect`,
+but ends the process when SuperLink refuses it; see docs/adr/0002.)
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app.message import remove_content_from_message
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectPushError,
+    inflate_object_from_contents,
+    pull_objects,
+    push_objects,
+)
+from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from fedpact.common import wire
+
+log = logging.getLogger(__name__)
+
+RECORD = "fedpact"
+_POLL_SECONDS = (0.05, 0.5)  # the shortest and the longest rest between two looks
+_RETRY_SECONDS = (1.0, 30.0)
+_CONNECTION_ERRORS = (httpx.HTTPError, ObjectPullError, ObjectPushError, OSError)
+
+KeyPair = tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]
+Answer = Callable[[wire.Packet], wire.Packet]
+
+
+@dataclass(frozen=True)
+class Coordinator:
+    """Where the coordinator is and what proves it.
+
+    Attributes:
+        address: host:port of the gateway.
+        ca: the coordinator's CA certificate, PEM.
+        keys: this site's key pair for Flower's node authentication (EC P-384).
+        node_id: this site's number at SuperLink.
+    """
+
+    address: str
+    ca: bytes
+    keys: KeyPair
+    node_id: int
+
+
+def serve(coordinator: Coordinator, answer: Answer, stop: threading.Event) -> None:
+    """Answer requests until `stop` is set, whatever the connection does.
+
+    Args:
+        coordinator: where to dial.
+        answer: makes a reply of a request.
+        stop: set it to end, within a moment.
+    """
+    shortest, longest = _RETRY_SECONDS
+    rest = shortest
+    while not stop.is_set():
+        try:
+            with _connect(coordinator) as link:
+                log.info("connected to %s", coordinator.address)
+                rest = shortest
+                _serve_link(link, answer, stop)
+        except _CONNECTION_ERRORS as error:
+            log.warning(
+                "no connection to %s: %s; trying again in %.0f s",
+                coordinator.address,
+                _reason(error),
+                rest,
+            )
+            stop.wait(rest)
+            rest = min(2 * rest, longest)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, httpx.HTTPStatusError):
+        match error.response.status_code:
+            case httpx.codes.UNAUTHORIZED | httpx.codes.FORBIDDEN:
+                return "the coordinator does not accept this site's key (was it revoked?)"
+            case httpx.codes.BAD_GATEWAY | httpx.codes.SERVICE_UNAVAILABLE:
+                return "the coordinator is starting or its SuperLink is away"
+            case status:
+                return f"the coordinator answers {status}: {error.response.text[:200]}"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+@dataclass(frozen=True)
+class _Link:
+    """An activated node's connection."""
+
+    client: FleetHttpClient
+    node: Node
+
+
+@contextmanager
+def _connect(coordinator: Coordinator) -> Iterator[_Link]:
+    """Dial, activate the node, keep its heartbeat up; deactivate at the end.
+
+    SuperLink takes a node for online until its heartbeat has been missing for a minute, and
+    refuses to activate it meanwhile. So that a crash does not cost that minute, the node
+    first says that its last incarnation is gone.
+    """
+    private_key, public_key = coordinator.keys
+    node = Node(node_id=coordinator.node_id)
+    with FleetHttpClient.from_server_address(
+        coordinator.address,
+        insecure=False,
+        root_certificates=coordinator.ca,
+        interceptors=[
+            RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+            NodeAuthHttpInterceptor(private_key, public_key),
+        ],
+    ) as client:
+        _deactivate(client, node)
+        client.ActivateNode(
+            ActivateNodeRequest(
+                public_key=public_key_to_bytes(public_key),
+                heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL,
+            )
+        )
+        heartbeat = HeartbeatSender(lambda: _beat(client, node))
+        heartbeat.start()
+        try:
+            yield _Link(client, node)
+        finally:
+            if heartbeat.is_running:
+                heartbeat.stop()
+            try:
+                _deactivate(client, node)
+            except httpx.TransportError as error:
+                log.debug("not deactivated: %s", error)
+
+
+def _deactivate(client: FleetHttpClient, node: Node) -> None:
+    try:
+        client.DeactivateNode(DeactivateNodeRequest(node_id=node.node_id))
+    except httpx.HTTPStatusError as error:
+        log.debug("not deactivated: it was not online (%s)", error)
+
+
+def _beat(client: FleetHttpClient, node: Node) -> bool:
+    """One heartbeat; False asks the sender to try again soon.
+
+    A heartbeat that the coordinator does not accept is left to the main loop, whose next
+    call fails for the same reason and says so.
+    """
+    try:
+        client.SendNodeHeartbeat(
+            SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+        )
+    except httpx.TransportError:
+        return False
+    except httpx.HTTPStatusError as error:
+        log.debug("heartbeat refused: %s", error)
+    return True
+
+
+def _serve_link(link: _Link, answer: Answer, stop: threading.Event) -> None:
+    shortest, longest = _POLL_SECONDS
+    rest = shortest
+    while not stop.is_set():
+        response = link.client.PullMessages(PullMessagesRequest(node=link.node))
+        if not response.messages_list:
+            stop.wait(rest)
+            rest = min(1.3 * rest, longest)
+            continue
+        rest = shortest
+        message = message_from_proto(response.messages_list[0])
+        packet = _pull(link, message, response.message_object_trees[0])
+        _push(link, answer(packet), message)
+
+
+def _pull(link: _Link, message: Message, tree: ObjectTree) -> wire.Packet:
+    """Pull a message's objects and take our packet out of them."""
+    run_id, message_id = message.metadata.run_id, message.metadata.message_id
+    contents = pull_objects(
+        [node.object_id for node in iterate_object_tree(tree)],
+        pull_object_fn=make_pull_object_fn_protobuf(link.client.PullObject, link.node, run_id),
+        initial_backoff=_POLL_SECONDS[0],
+    )
+    make_confirm_message_received_fn_protobuf(
+        link.client.ConfirmMessageReceived, link.node, run_id
+    )(message_id)
+    whole = inflate_object_from_contents(message_id, contents)
+    content = whole.content if isinstance(whole, Message) and whole.has_content() else None
+    return wire.Packet.of(content.config_records.get(RECORD, {}) if content else {})
+
+
+def _push(link: _Link, packet: wire.Packet, request: Message) -> None:
+    """Send the reply and its objects."""
+    content = RecordDict(
+        {RECORD: ConfigRecord({"header": packet.header, "array": packet.array})}
+    )
+    reply = Message(content, reply_to=request)
+    run_id = request.metadata.run_id
+    with no_object_id_recompute():
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        response = link.client.PushMessages(
+            PushMessagesRequest(
+                node=link.node,
+                messages_list=[message_to_proto(remove_content_from_message(reply))],
+                message_object_trees=[get_object_tree(reply)],
+                clientapp_runtime_list=[0.0],
+            )
+        )
+        push_objects(
+            get_all_nested_objects(reply),
+            push_object_fn=make_push_object_fn_protobuf(
+                link.client.PushObject, link.node, run_id, response.session_id
+            ),
+            object_ids_to_push=set(response.objects_to_push),
+        )

@@ -1,0 +1,143 @@
+"""Tokenised records, kept between rounds and restarts, and mapped into memory when read.
+
+One Arrow file for each way to encode a data set, named by all that decides its content: the
+data set's own content, tokeniser, columns, labels, length. It is written whole or not at all
+and carries a SHA-256 of its arrays; a file that is damaged is made anew from the data set.
+A data set whose file has changed or is gone is not used from here either: whoever takes a
+record out of the file must not find it in training.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedpact.client.datasets import Dataset, load_rows, require_unchanged
+from fedpact.client.home import ClientHome, write_private
+from fedpact.common import tasks
+from fedpact.common.errors import StorageError
+from fedpact.common.records import EncodedRecords
+from fedpact.common.study import Study
+
+log = logging.getLogger(__name__)
+
+_LAYOUT = 1
+_DIGEST = b"fedpact_sha256"
+
+
+def encode(home: ClientHome, dataset: Dataset, study: Study, tokenizer: Any) -> EncodedRecords:
+    """The records of a data set as the study's model reads them.
+
+    Raises:
+        DataError: the data set does not fit the study, or has changed.
+    """
+    require_unchanged(dataset)
+    path = home.cache / f"{dataset.sha256}-{_key(dataset, study, tokenizer)}.arrow"
+    if (cached := _cached(path)) is not None:
+        return cached
+    task = tasks.for_study(study)
+    records = task.encode(tokenizer, load_rows(dataset, task), study.training.max_length)
+    try:
+        write_private(path, _to_bytes(records))
+    except StorageError as error:
+        # Training does not need the cache: it only starts slower the next time.
+        log.warning("tokenised records are not kept: %s", error)
+        return records
+    return _cached(path) or records
+
+
+def forget_all_but(home: ClientHome, datasets: Iterable[Dataset]) -> None:
+    """Remove the cached records of every other content.
+
+    Raises:
+        OSError: one cannot be removed.
+    """
+    known = {dataset.sha256 for dataset in datasets}
+    for path in home.cache.glob("*.arrow"):
+        if path.name.partition("-")[0] not in known:
+            path.unlink(missing_ok=True)
+
+
+@lru_cache(maxsize=4)  # a round must not pay for it again
+def tokenizer_digest(tokenizer: Any) -> str:
+    """SHA-256 of what decides how a tokeniser encodes, in hexadecimal."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        state = json.loads(backend.to_str())
+        # Left over from the last call, not part of what the tokeniser is.
+        state["truncation"] = state["padding"] = None
+    else:
+        state = tokenizer.get_vocab()
+    named = [type(tokenizer).__name__, tokenizer.truncation_side, state]
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
+
+
+def _key(dataset: Dataset, study: Study, tokenizer: Any) -> str:
+    parts = [
+        _LAYOUT,
+        dataset.format,  # the same bytes are other rows in another format
+        tokenizer_digest(tokenizer),
+        study.task.model_dump(mode="json"),
+        study.training.max_length,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(records: EncodedRecords) -> bytes:
+    content = hashlib.sha256()
+    for array in (records.ids, records.offsets, records.labels):
+        content.update(np.ascontiguousarray(array).data)
+    return content.hexdigest().encode()
+
+
+def _to_bytes(records: EncodedRecords) -> bytes:
+    import pyarrow as pa
+
+    ids = pa.LargeListArray.from_arrays(pa.array(records.offsets), pa.array(records.ids))
+    table = pa.table({"ids": ids, "labels": pa.array(records.labels)})
+    table = table.replace_schema_metadata({_DIGEST: _digest(records)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def _cached(path: Path) -> EncodedRecords | None:
+    """Cached records, mapped; None if there are none or they are damaged."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return _read(path, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)  # mapped, so they hold little; each is checked once while it stays
+def _read(path: Path, *_identity: int) -> EncodedRecords | None:
+    import pyarrow as pa
+
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all().combine_chunks()
+        ids, labels = table.column("ids").chunk(0), table.column("labels").chunk(0)
+        records = EncodedRecords(
+            ids.values.to_numpy(), ids.offsets.to_numpy(), labels.to_numpy()
+        )
+        damaged = table.schema.metadata.get(_DIGEST) != _digest(records)
+    except (
+        pa.ArrowException,
+        OSError,
+        KeyError,
+        IndexError,
+        ValueError,
+        AttributeError,
+    ) as error:
+        log.debug("%s: %s", path, error)
+        damaged = True
+    if damaged:
+        log.warning("the cached records %s are damaged: they are made anew", path.name)
+        return None
+    return records

@@ -1,0 +1,203 @@
+"""What a site does with a request: the site's word is final, and every step is in order.
+
+(1) The message is whole. (2) The study is the one that its digest names, and the site takes
+part in it. (3) A request that was answered before gets the same bytes again. (4) The site's
+own policy allows it. (5) The data set and the base model are at hand, and the adapter fits.
+(6) The ledger reserves what the round costs, durably. (7) Training. (8) The ledger settles.
+(9) The gate checks, writes down and releases.
+
+What fails on the way becomes a refusal with its reason; nothing that fails before (6) costs
+any privacy.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from fedpact.client.datasets import Dataset
+from fedpact.client.gate import Gate
+from fedpact.client.ledger import AlreadyReservedError, Ledger, Reservation
+from fedpact.client.policy import Policy, check
+from fedpact.client.validation import Split
+from fedpact.client.workbench import Workbench
+from fedpact.common import accounting, wire
+from fedpact.common.adapter import Weights
+from fedpact.common.errors import (
+    BudgetError,
+    DataError,
+    FedpactError,
+    ModelError,
+    PolicyError,
+    StudyError,
+    TrainingError,
+    WireError,
+)
+from fedpact.common.mechanism import SubsampledGaussian
+from fedpact.common.study import Study
+
+log = logging.getLogger(__name__)
+
+_UNREADABLE = {"run": "unreadable", "round": 1, "study_digest": "0" * 64}
+Code = Literal["study", "policy", "budget", "data", "model", "message", "training"]
+_CODES: dict[type[FedpactError], Code] = {
+    StudyError: "study",
+    PolicyError: "policy",
+    BudgetError: "budget",
+    DataError: "data",
+    ModelError: "model",
+    TrainingError: "training",
+    WireError: "message",
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One institution's side of a study.
+
+    Attributes:
+        name: the institution, as studies name it.
+        dataset: finds the data set that a study means.
+        records: a data set's encoded records, split where the study asks for metrics.
+        policy: reads the site's own rules, anew for each request.
+        ledger: what its data sets have spent.
+        gate: the only door out.
+        workbench: the resident model.
+    """
+
+    name: str
+    dataset: Callable[[Study], Dataset]
+    records: Callable[[Study, Dataset], Split]
+    policy: Callable[[], Policy]
+    ledger: Ledger
+    gate: Gate
+    workbench: Workbench
+
+    def answer(self, packet: wire.Packet) -> wire.Packet:
+        """Answer one request with an update or a refusal.
+
+        Raises:
+            StorageError: the site's own database or disk fails; nothing has left.
+        """
+        try:
+            request, weights = _request(packet)
+        except WireError as error:
+            return self._refuse(_UNREADABLE, error)
+        try:
+            return self._answer(request, weights)
+        except tuple(_CODES) as error:
+            head = request.model_dump(include={"run", "round", "study_digest"})
+            return self._refuse(head, error)
+
+    def _answer(self, request: wire.RequestHeader, weights: Weights) -> wire.Packet:
+        study = _study(request)
+        mechanism = plan(study, self.name)
+        if (stored := self.gate.resend(request.run, request.round)) is not None:
+            log.info("run %s round %d: sent again", request.run, request.round)
+            return stored
+        policy, dataset = self.policy(), self.dataset(study)
+        check(policy, study, self.name, dataset.records)
+        split = self.records(study, dataset)
+        trained = self.workbench.fit(study, weights)
+        with_metrics = study.evaluation.site_metrics and policy.allow_site_metrics
+        metrics = (
+            self.workbench.measure(study, weights, split.validation) if with_metrics else None
+        )
+        reservation = self._reserve(request, study, dataset, mechanism, policy)
+        log.info("run %s round %d: training", request.run, request.round)
+        result = self.workbench.train(study, weights, split.training, mechanism)
+        self.ledger.settle(reservation, study.training.local_steps)
+        epsilon = self.ledger.spent_by_run(
+            dataset.name, request.run, study.privacy.target_delta
+        )
+        header = wire.UpdateHeader(
+            run=request.run,
+            round=request.round,
+            study_digest=request.study_digest,
+            change=wire.ArrayInfo.of(result.change),
+            epsilon=epsilon if study.is_private else None,
+            steps=study.training.local_steps,
+            metrics=metrics,
+        )
+        return self.gate.release(
+            header, result.change, expected=trained, allow_metrics=with_metrics
+        )
+
+    def _reserve(
+        self,
+        request: wire.RequestHeader,
+        study: Study,
+        dataset: Dataset,
+        mechanism: SubsampledGaussian | None,
+        policy: Policy,
+    ) -> Reservation:
+        """Reserve the round, or take up one that a crash left with nothing released.
+
+        Taking it up costs nothing more: of the two trainings only this one is released.
+        """
+        try:
+            return self.ledger.reserve(
+                dataset.name,
+                study,
+                request.run,
+                request.round,
+                mechanism,
+                cap=policy.max_epsilon,
+            )
+        except AlreadyReservedError as error:
+            standing = error.reservation
+            released = self.gate.has_left(request.run, request.round)
+            if released or standing.mechanism != mechanism:
+                raise
+            log.warning("run %s round %d: taken up after a crash", request.run, request.round)
+            return standing
+
+    def _refuse(self, head: dict[str, str | int], error: FedpactError) -> wire.Packet:
+        code = next(code for kind, code in _CODES.items() if isinstance(error, kind))
+        log.warning(
+            "run %s round %s: refused (%s): %s", head["run"], head["round"], code, error
+        )
+        refusal = wire.Refusal.model_validate(
+            {**head, "code": code, "reason": str(error)[:2000]}
+        )
+        return self.gate.refuse(refusal)
+
+
+def plan(study: Study, institution: str) -> SubsampledGaussian | None:
+    """What one round runs at an institution: a function of public numbers alone.
+
+    The noise is what keeps the study's whole number of steps within its ε.
+
+    Returns:
+        the mechanism of one round; None for a study without DP.
+
+    Raises:
+        StudyError: the institution does not take part.
+        BudgetError: no noise would keep the promise.
+    """
+    sample_rate = study.sample_rate(institution)
+    if not study.is_private:
+        return None
+    sigma = accounting.noise_multiplier(
+        study.privacy.target_epsilon,
+        study.privacy.target_delta,
+        sample_rate,
+        study.total_steps,
+    )
+    return SubsampledGaussian(sigma, sample_rate, study.training.local_steps)
+
+
+def _request(packet: wire.Packet) -> tuple[wire.RequestHeader, Weights]:
+    header, weights = wire.unpack(packet)
+    if not isinstance(header, wire.RequestHeader) or weights is None:
+        raise WireError("The message is not an update request.")
+    if not weights.is_finite():
+        raise WireError("The adapter received holds values that are not finite.")
+    return header, weights
+
+
+def _study(request: wire.RequestHeader) -> Study:
+    study = Study.from_canonical(request.study)
+    if study.digest != request.study_digest:
+        raise StudyError("The study received does not have the digest that the request names.")
+    return study

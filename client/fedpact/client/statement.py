@@ -1,0 +1,110 @@
+"""The ledger for people: what each run has cost each data set, and what is left."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedpact.client.datasets import Dataset
+from fedpact.client.ledger import Ledger, Reservation
+from fedpact.client.policy import Policy
+
+UNIT = "record"
+NEIGHBOURS = "add or remove one record"
+
+
+@dataclass(frozen=True)
+class RunLine:
+    """What one run has cost.
+
+    Attributes:
+        rounds: how many were reserved.
+        steps: private steps that count, reserved or run.
+        unsettled: rounds that count in full because they never ended.
+        epsilon: ε at `delta`; infinite without DP.
+    """
+
+    study: str
+    study_digest: str
+    run: str
+    rounds: int
+    steps: int
+    unsettled: int
+    epsilon: float
+    delta: float
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What one data set has spent.
+
+    Attributes:
+        epsilon: over all runs together, at `delta`.
+        delta: the smallest of any run's, which is the strictest; the policy's if none ran.
+        cap: ε that it may spend over its lifetime.
+    """
+
+    dataset: str
+    runs: tuple[RunLine, ...]
+    epsilon: float
+    delta: float
+    cap: float
+
+    @property
+    def remaining(self) -> float:
+        """ε that is left under the cap."""
+        return max(0.0, self.cap - self.epsilon)
+
+
+def statement(ledger: Ledger, dataset: Dataset, policy: Policy) -> Statement:
+    """What a data set has spent, run by run, the oldest first.
+
+    Raises:
+        StorageError: the ledger cannot be read.
+    """
+    runs: dict[tuple[str, str], list[Reservation]] = {}
+    for entry in ledger.history(dataset.name):
+        runs.setdefault((entry.run, entry.study_digest), []).append(entry)
+    lines = tuple(_line(ledger, dataset, entries) for entries in runs.values())
+    delta = min((line.delta for line in lines), default=policy.max_delta)
+    return Statement(
+        dataset.name, lines, ledger.spent(dataset.name, delta), delta, policy.max_epsilon
+    )
+
+
+def as_json(statements: Sequence[Statement]) -> dict[str, object]:
+    """For programs; an infinite ε is null."""
+    return {
+        "unit": UNIT,
+        "neighbours": NEIGHBOURS,
+        "datasets": [
+            {
+                "name": statement.dataset,
+                "epsilon": _number(statement.epsilon),
+                "delta": statement.delta,
+                "cap": statement.cap,
+                "remaining": statement.remaining,
+                "runs": [
+                    {**vars(line), "epsilon": _number(line.epsilon)} for line in statement.runs
+                ],
+            }
+            for statement in statements
+        ],
+    }
+
+
+def _line(ledger: Ledger, dataset: Dataset, entries: Sequence[Reservation]) -> RunLine:
+    first, delta = entries[0], min(entry.delta for entry in entries)
+    return RunLine(
+        study=first.study_name,
+        study_digest=first.study_digest,
+        run=first.run,
+        rounds=len(entries),
+        steps=sum(entry.counted_steps for entry in entries),
+        unsettled=sum(entry.settled_at is None for entry in entries),
+        epsilon=ledger.spent_by_run(dataset.name, first.run, delta),
+        delta=delta,
+    )
+
+
+def _number(epsilon: float) -> float | None:
+    return None if math.isinf(epsilon) else epsilon

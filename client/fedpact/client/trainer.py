@@ -1,0 +1,247 @@
+"""Local training of one round: from an adapter received to what training changed in it.
+
+The model stays resident between rounds, on its device and in training mode; only the
+adapter's values are put in. Everything else of a round is new: optimiser, sampling, hooks.
+What comes back is the change alone, and what ran, for the ledger. No loss or size leaves.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from fedpact.client.batching import micro_batches, poisson_batches, shuffled_batches
+from fedpact.client.dpsgd import PlainStep, PrivateStep, Step
+from fedpact.common import evaluation
+from fedpact.common.adapter import Weights
+from fedpact.common.errors import DataError, TrainingError
+from fedpact.common.evaluation import Metrics
+from fedpact.common.mechanism import SubsampledGaussian
+from fedpact.common.model import get_adapter, set_adapter
+from fedpact.common.records import EncodedRecords, IntArray
+from fedpact.common.study import Study
+from fedpact.common.tasks import Task
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """What a site does in one round.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: records in a logical batch; under DP the expected number, by which sums
+            are divided: from the declared size of the data set, not from a count.
+        learning_rate: of the optimiser.
+        optimizer: `sgd` or `adamw`.
+        weight_decay: decoupled weight decay.
+        max_grad_norm: L2 norm to which each record's gradient is clipped, under DP.
+        mechanism: noise and sampling rate under DP, for these steps; None is not private.
+        precision: of the forward and backward pass; parameters stay float32.
+        max_tokens: the most tokens, padding included, in a micro-batch.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    mechanism: SubsampledGaussian | None = None
+    precision: Precision = "fp32"
+    max_tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.mechanism is not None and self.mechanism.steps != self.steps:
+            raise ValueError("the mechanism is not for this number of steps")
+
+    @classmethod
+    def from_study(
+        cls, study: Study, mechanism: SubsampledGaussian | None, device: torch.device
+    ) -> Self:
+        """What a study asks for in a round.
+
+        Args:
+            study: the study that was agreed to.
+            mechanism: what the ledger has reserved; None only if the study is not private.
+            device: where training will run; `precision = "auto"` goes by it.
+
+        Raises:
+            TrainingError: the study is private and there is no mechanism, or the other way.
+        """
+        if study.is_private != (mechanism is not None):
+            raise TrainingError("Noise was reserved for a study without, or none for one with.")
+        training = study.training
+        return cls(
+            steps=training.local_steps,
+            batch_size=training.batch_size,
+            learning_rate=training.learning_rate,
+            optimizer=training.optimizer,
+            weight_decay=training.weight_decay,
+            max_grad_norm=study.privacy.max_grad_norm,
+            mechanism=mechanism,
+            precision=_precision(training.precision, device),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a round of local training gave.
+
+    Attributes:
+        change: trained minus received, for what the method trains.
+        steps: optimiser steps taken.
+        ran: the same as the ledger must count it; None without DP.
+    """
+
+    change: Weights
+    steps: int
+    ran: SubsampledGaussian | None
+
+
+class Trainer:
+    """Trains adapters on one resident model; one call at a time.
+
+    Args:
+        model: the PEFT model of a study, on `device` already.
+        task: makes losses of batches.
+        pad_id: the tokeniser's padding token.
+        device: where batches go.
+
+    Raises:
+        TrainingError: the model is not on `device`, or nothing in it is trained.
+    """
+
+    def __init__(
+        self, model: nn.Module, task: Task, *, pad_id: int, device: torch.device
+    ) -> None:
+        if any(parameter.device.type != device.type for parameter in model.parameters()):
+            raise TrainingError(f"The model is not on {device}.")
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise TrainingError("Nothing in the model is trained.")
+        self._model = model
+        self._task = task
+        self._pad_id = pad_id
+        self._device = device
+
+    def train(
+        self,
+        received: Weights,
+        records: EncodedRecords,
+        how: LocalTraining,
+        rng: np.random.Generator | None = None,
+    ) -> Trained:
+        """Train from the adapter received.
+
+        Args:
+            received: the whole adapter, what is not trained included.
+            records: the site's training records.
+            how: steps, optimiser, privacy.
+            rng: for sampling and noise; the operating system's entropy by default. Give one
+                only in tests and simulations.
+
+        Raises:
+            ModelError: `received` does not fit the model.
+            DataError: there are no records.
+            TrainingError: training changed nothing, or gave a value that is not finite.
+        """
+        if not len(records):
+            raise DataError("There are no records to train on.")
+        rng = rng or np.random.default_rng()
+        set_adapter(self._model, received)
+        self._model.train()
+        steps, lengths = 0, records.lengths
+        with self._step_for(how, rng) as step:
+            for batch in islice(_batches(len(records), how, rng), how.steps):
+                for micro in micro_batches(batch, lengths, how.max_tokens):
+                    step.add(self._losses(records, micro, how.precision))
+                step.apply()
+                steps += 1
+        ran = how.mechanism and replace(how.mechanism, steps=steps)
+        return Trained(self._change_since(received, how), steps, ran)
+
+    def evaluate(
+        self, weights: Weights, records: EncodedRecords, precision: Precision = "fp32"
+    ) -> Metrics:
+        """Measure an adapter; the model is in training mode afterwards as before.
+
+        What comes back is not private.
+
+        Raises:
+            ModelError: `weights` do not fit the model.
+            ValueError: there are no records.
+        """
+        set_adapter(self._model, weights)
+        with self._arithmetic(precision):
+            return evaluation.evaluate(
+                self._model, records, self._task, pad_id=self._pad_id, device=self._device
+            )
+
+    def _step_for(
+        self, how: LocalTraining, rng: np.random.Generator
+    ) -> AbstractContextManager[Step]:
+        optimizer = _optimizer(self._model, how)
+        if how.mechanism is None:
+            return nullcontext(PlainStep(optimizer))
+        return PrivateStep(
+            self._model,
+            optimizer,
+            noise_multiplier=how.mechanism.noise_multiplier,
+            max_grad_norm=how.max_grad_norm,
+            expected_batch_size=how.batch_size,
+            rng=rng,
+        )
+
+    def _losses(
+        self, records: EncodedRecords, indices: IntArray, precision: Precision
+    ) -> Tensor:
+        batch = records.collate(indices, pad_id=self._pad_id, device=self._device)
+        with self._arithmetic(precision):
+            losses, _ = self._task.loss(self._model, batch)
+        return losses
+
+    def _arithmetic(self, precision: Precision) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=precision == "bf16")
+
+    def _change_since(self, received: Weights, how: LocalTraining) -> Weights:
+        trained = get_adapter(self._model, trainable=True)
+        before = received.select(trained.manifest.names)
+        change = Weights(trained.manifest, trained.flat - before.flat)
+        if not change.is_finite():
+            raise TrainingError(
+                "Training gave values that are not finite.",
+                advice="Take a smaller learning_rate.",
+            )
+        if how.steps and how.learning_rate and not change.flat.any():
+            raise TrainingError("Training changed nothing in the adapter.")
+        return change
+
+
+def _batches(records: int, how: LocalTraining, rng: np.random.Generator) -> Iterator[IntArray]:
+    if how.mechanism is None:
+        return shuffled_batches(records, how.batch_size, rng)
+    return poisson_batches(records, how.mechanism.sample_rate, rng)
+
+
+def _optimizer(model: nn.Module, how: LocalTraining) -> Optimizer:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    kind = SGD if how.optimizer == "sgd" else AdamW
+    return kind(trained, lr=how.learning_rate, weight_decay=how.weight_decay)
+
+
+def _precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
+    """What `auto` means on a device: bf16 where it is in the hardware."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    return "bf16" if fast else "fp32"

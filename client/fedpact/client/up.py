@@ -1,0 +1,92 @@
+"""The composition root of a site: `fedpact client up`.
+
+Everything real is put together here; nowhere else is a part of a site chosen.
+"""
+
+import logging
+import signal
+import threading
+
+from fedpact.client import policy
+from fedpact.client.datasets import Dataset, Datasets
+from fedpact.client.gate import Gate
+from fedpact.client.home import ClientHome
+from fedpact.client.join import load_site
+from fedpact.client.ledger import Ledger
+from fedpact.client.record_cache import encode
+from fedpact.client.site import Site
+from fedpact.client.validation import Split, split
+from fedpact.client.workbench import Workbench
+from fedpact.common.errors import DataError
+from fedpact.common.study import Study
+
+log = logging.getLogger(__name__)
+
+
+def build_site(home: ClientHome, name: str, workbench: Workbench) -> Site:
+    """Put an institution's site together from its folder.
+
+    Args:
+        home: the site's folder.
+        name: the institution, as studies name it.
+        workbench: the resident model.
+
+    Raises:
+        StorageError: the site's database cannot be opened.
+    """
+    engine = home.open_database()
+    datasets = Datasets(engine)
+
+    def records(study: Study, dataset: Dataset) -> Split:
+        tokenizer = workbench.model(study).tokenizer
+        return split(study, dataset, encode(home, dataset, study, tokenizer))
+
+    return Site(
+        name=name,
+        dataset=lambda study: find_dataset(datasets, study),
+        records=records,
+        policy=lambda: policy.load(home.policy),
+        ledger=Ledger(engine),
+        gate=Gate(engine, home.outbox),
+        workbench=workbench,
+    )
+
+
+def find_dataset(datasets: Datasets, study: Study) -> Dataset:
+    """The data set that a study means: the one it names, or the site's only one.
+
+    Raises:
+        DataError: there is no such data set, or which one is meant is not clear.
+    """
+    if study.study.dataset is not None:
+        return datasets.get(study.study.dataset)
+    known = datasets.list()
+    if len(known) != 1:
+        raise DataError(
+            f"The study names no data set and this site has {len(known)}.",
+            advice="Name one in [study] dataset.",
+        )
+    return known[0]
+
+
+def up(home: ClientHome) -> None:
+    """Serve until told to stop, by SIGTERM or Ctrl-C.
+
+    Raises:
+        TrustError: the site has not joined, or a key cannot be used.
+        StorageError: the site's database or disk fails.
+    """
+    from fedpact.client import node
+
+    joined = load_site(home)
+    site = build_site(home, joined.institution, Workbench())
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    log.info("%s serves; the ledger and the gate are in %s", site.name, home.folder)
+    node.serve(
+        node.Coordinator(joined.address, joined.ca, joined.keys, joined.node_id),
+        site.answer,
+        stop,
+    )
+    log.info("%s has stopped", site.name)

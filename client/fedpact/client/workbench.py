@@ -1,0 +1,117 @@
+"""What stays warm between rounds: the model with its adapter, the tokeniser, the records.
+
+A simulation gives one workbench to all its sites: they share the resident base model and
+swap their adapters in.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedpact.client.trainer import LocalTraining, Trained, Trainer
+from fedpact.common import model as models
+from fedpact.common import tasks, wire
+from fedpact.common.adapter import Manifest, Weights
+from fedpact.common.errors import DataError, ModelError
+from fedpact.common.mechanism import SubsampledGaussian
+from fedpact.common.records import EncodedRecords
+from fedpact.common.study import Study
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A study's resident model."""
+
+    digest: str
+    module: nn.Module
+    tokenizer: Any
+    trainer: Trainer
+    adapter: Manifest
+    trained: Manifest
+    device: torch.device
+
+
+class Workbench:
+    """Resident models and encoded records of one site (or of a simulation's).
+
+    Args:
+        device: where models live; a GPU if there is one, by default.
+        rng: for sampling and noise; the operating system's entropy by default. Only tests and
+            simulations give one.
+    """
+
+    def __init__(
+        self, device: torch.device | None = None, rng: np.random.Generator | None = None
+    ) -> None:
+        self._device = device or models.choose_device()
+        self._rng = rng
+        self._model: Model | None = None
+
+    def model(self, study: Study) -> Model:
+        """The study's model: the resident one, or a new one in its place.
+
+        Raises:
+            ModelError: the base model is not at hand or not the one that the study names.
+        """
+        if self._model is None or self._model.digest != study.digest:
+            self._model = None  # its memory is free before the next is loaded
+            tokenizer = models.load_tokenizer(study)
+            built = models.build(study, self._device)
+            trainer = Trainer(
+                built,
+                tasks.for_study(study),
+                pad_id=int(tokenizer.pad_token_id),
+                device=self._device,
+            )
+            adapter = models.get_adapter(built).manifest
+            trained = models.get_adapter(built, trainable=True).manifest
+            self._model = Model(
+                study.digest, built, tokenizer, trainer, adapter, trained, self._device
+            )
+        return self._model
+
+    def fit(self, study: Study, weights: Weights) -> Manifest:
+        """Check that an adapter fits the study's model, before anything is spent on it.
+
+        Returns:
+            the tensors that the study trains.
+
+        Raises:
+            ModelError: it does not fit.
+        """
+        model = self.model(study)
+        if weights.manifest != model.adapter:
+            raise ModelError("The adapter received does not fit the study's model.")
+        return model.trained
+
+    def train(
+        self,
+        study: Study,
+        received: Weights,
+        records: EncodedRecords,
+        mechanism: SubsampledGaussian | None,
+    ) -> Trained:
+        """Train one round from the adapter received.
+
+        Raises:
+            FedpactError: as `Trainer.train`.
+        """
+        model = self.model(study)
+        how = LocalTraining.from_study(study, mechanism, model.device)
+        return model.trainer.train(received, records, how, self._rng)
+
+    def measure(
+        self, study: Study, weights: Weights, records: EncodedRecords
+    ) -> wire.SiteMetrics:
+        """Raw loss and accuracy on a site's records. NOT PRIVATE.
+
+        Raises:
+            DataError: there is nothing to measure on.
+        """
+        if not len(records):
+            raise DataError("The data set is too small to set a validation split aside.")
+        found = self.model(study).trainer.evaluate(weights, records)
+        return wire.SiteMetrics(loss=found.loss, accuracy=found.accuracy)

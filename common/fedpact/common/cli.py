@@ -1,0 +1,56 @@
+"""`fedpact study`: write, check and show study files."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+study_app = typer.Typer(no_args_is_help=True, help="Write, check and show study files.")
+
+StudyFile = Annotated[Path, typer.Argument(help="The study file.")]
+
+
+@study_app.command()
+def new(study: StudyFile = Path("study.toml")) -> None:
+    """Write a commented study file to start from."""
+    from importlib.resources import files
+
+    from fedpact.common.errors import StudyError
+
+    if study.exists():
+        raise StudyError(f"{study} exists already.", advice="Name another file.")
+    template = files("fedpact.common").joinpath("study_template.toml").read_text("utf-8")
+    try:
+        study.write_text(template, encoding="utf-8")
+    except OSError as error:
+        raise StudyError(f"{study} cannot be written: {error.strerror}.") from error
+    typer.echo(f"Wrote {study}. Edit it, then `fedpact study check {study}`.")
+
+
+@study_app.command()
+def check(study: StudyFile) -> None:
+    """Say everything that is wrong with a study file, each with its line."""
+    from fedpact.common import study as studies
+
+    loaded = studies.load(study)
+    typer.echo(f"{study} is a valid study.\ndigest {loaded.digest}")
+
+
+@study_app.command()
+def show(
+    study: StudyFile,
+    format: Annotated[Literal["table", "json"], typer.Option(help="How to print.")] = "table",  # noqa: A002
+) -> None:
+    """Show a study with every default filled in, and its digest."""
+    import json
+
+    import tomli_w
+
+    from fedpact.common import study as studies
+
+    loaded = studies.load(study)
+    document = loaded.model_dump(mode="json", exclude_none=True)
+    if format == "json":
+        typer.echo(json.dumps({"digest": loaded.digest, "study": document}, indent=2))
+    else:
+        typer.echo(f"# digest {loaded.digest}\n{tomli_w.dumps(document)}")

@@ -1,0 +1,109 @@
+"""The ServerApp: Flower's grid on one side, our round loop on the other.
+
+SuperLink starts it in a process of its own for each run. It pushes and pulls messages
+itself: Flower's `send_and_receive` looks for replies every three seconds only.
+"""
+
+import time
+from collections.abc import Mapping, Set
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from fedpact.common import wire
+
+RECORD = "fedpact"
+MESSAGE_TYPE = "train"
+_POLL_SECONDS = 0.05
+_LOST_CHECK_SECONDS = 2.0
+
+
+def to_record(packet: wire.Packet) -> RecordDict:
+    """A packet as Flower carries it: one record, so that few objects travel."""
+    return RecordDict({RECORD: ConfigRecord({"header": packet.header, "array": packet.array})})
+
+
+def from_record(content: RecordDict) -> wire.Packet:
+    """A packet as Flower brought it; what is not there is empty, and fails its checks."""
+    return wire.Packet.of(content.config_records.get(RECORD, {}))
+
+
+class GridExchange:
+    """The `Exchange` of the round loop over a Flower grid.
+
+    Args:
+        grid: Flower's, or the simulation's.
+        nodes: institution name to Flower node id.
+    """
+
+    def __init__(self, grid: Grid, nodes: Mapping[str, int]) -> None:
+        self._grid = grid
+        self._nodes = dict(nodes)
+        self._names = {node: name for name, node in nodes.items()}
+        self._waiting: dict[str, str] = {}
+        self._activated: dict[str, str] = {}
+        self._next_check = 0.0
+
+    def present(self) -> Set[str]:
+        """Names of the institutions whose node is online."""
+        return self._online().keys()
+
+    def ask(self, packets: Mapping[str, wire.Packet]) -> None:
+        """Push one message to each institution; replies to earlier ones are forgotten."""
+        self._activated = self._online()
+        names = list(packets)
+        messages = [
+            Message(to_record(packets[name]), self._nodes[name], MESSAGE_TYPE)
+            for name in names
+        ]
+        sent = self._grid.push_messages(messages)
+        self._waiting = {m: n for m, n in zip(sent, names, strict=True) if m}
+
+    def replies(self) -> Mapping[str, wire.Packet]:
+        """Replies that have come; a short rest if there are none."""
+        came = {}
+        for message in self._grid.pull_messages(list(self._waiting)):
+            name = self._waiting.pop(message.metadata.reply_to_message_id, None)
+            if name is not None:
+                came[name] = from_record(message.content) if message.has_content() else _empty()
+        if not came:
+            time.sleep(_POLL_SECONDS)
+        return came
+
+    def lost(self, pending: Set[str]) -> Set[str]:
+        """Those whose node is offline, or was activated again since it was asked."""
+        if time.monotonic() < self._next_check:
+            return set()
+        self._next_check = time.monotonic() + _LOST_CHECK_SECONDS
+        now = self._online()
+        return {name for name in pending if now.get(name) != self._activated.get(name)}
+
+    def _online(self) -> dict[str, str]:
+        return {
+            self._names[node.node_id]: node.last_activated_at
+            for node in self._grid.get_nodes()
+            if node.node_id in self._names
+        }
+
+
+def _empty() -> wire.Packet:
+    return wire.Packet(header="")
+
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Conduct the run that the coordinator wrote down."""
+    from fedpact.server import institutions, runs
+    from fedpact.server.conduct import conduct
+    from fedpact.server.home import ServerHome
+
+    home = ServerHome(Path(str(context.run_config["fedpact-home"])))
+    run = str(context.run_config["fedpact-run"])
+    engine = home.open_database()
+    study, _ = runs.study_of(engine, run)
+    nodes = institutions.node_ids(engine, {i.name for i in study.institutions})
+    conduct(engine, run, GridExchange(grid, nodes), home.artifacts)

@@ -1,0 +1,235 @@
+"""`fedpact server …`: make a coordinator, run it, invite institutions, see how things are."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from fedpact.server.home import ServerHome
+
+server_app = typer.Typer(help="The coordinator.", no_args_is_help=True)
+console = Console()
+
+_DEFAULT_HOME = Path("~/.fedpact/server")
+
+
+Sector = Literal["academia", "industry", "government"]
+HomeOption = Annotated[
+    Path,
+    typer.Option("--home", envvar="FEDPACT_SERVER_HOME", help="The coordinator's folder."),
+]
+Format = Annotated[Literal["table", "json"], typer.Option(help="How to print.")]
+
+
+@server_app.command()
+def init(
+    *,
+    home: HomeOption = _DEFAULT_HOME,
+    host: Annotated[
+        str,
+        typer.Option(help="The name or address by which institutions reach the coordinator."),
+    ] = "localhost",
+    port: Annotated[int, typer.Option(help="The port they dial.", min=1, max=65535)] = 9443,
+    listen: Annotated[
+        str | None,
+        typer.Option(help="The address to listen on; all, or loopback if the host is local."),
+    ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            help="An SQLAlchemy URL, for PostgreSQL; SQLite in the folder if not given."
+        ),
+    ] = None,
+    renew: Annotated[
+        bool,
+        typer.Option("--renew", help="Only issue another server certificate from the same CA."),
+    ] = False,
+) -> None:
+    """Make a coordinator's folder: settings, a CA of its own and a server certificate."""
+    from fedpact.common.certificates import fingerprint, load_certificate
+    from fedpact.server import home as homes
+
+    server = homes.ServerHome(home)
+    if renew:
+        homes.renew(server, server.settings().host)
+        console.print("A new server certificate was issued; restart `fedpact server up`.")
+        return
+    server = homes.init(home, host, port, database, listen)
+    console.print(f"The coordinator {server.settings().address} is in {server.folder}.")
+    console.print(f"Its CA has the fingerprint {fingerprint(load_certificate(server.ca))}.")
+    console.print("Next: `fedpact server up`, and `fedpact server invite NAME --sector …`.")
+
+
+@server_app.command()
+def up(home: HomeOption = _DEFAULT_HOME) -> None:
+    """Run the coordinator until it is interrupted."""
+    import logging
+
+    from fedpact.server.home import ServerHome
+    from fedpact.server.up import up as run
+
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    for library in ("alembic", "httpx", "uvicorn"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    run(ServerHome(home), notice=lambda line: print(line, flush=True))  # noqa: T201
+
+
+@server_app.command()
+def status(
+    home: HomeOption = _DEFAULT_HOME,
+    format: Format = "table",  # noqa: A002 - the option's name
+) -> None:
+    """Say whether the coordinator is up, and until when its certificates are valid."""
+    from fedpact.common.certificates import fingerprint, load_certificate
+    from fedpact.server.home import ServerHome
+
+    server = ServerHome(home)
+    settings = server.settings()
+    serving = server.serving()
+    ca, certificate = (
+        load_certificate(path) for path in (server.ca, server.server_certificate)
+    )
+    values = {
+        "folder": str(server.folder),
+        "address": settings.address,
+        "up": serving is not None,
+        "process": serving.pid if serving else None,
+        "superlink": _superlink_state(server) if serving else "down",
+        "ca_fingerprint": fingerprint(ca),
+        "ca_valid_until": ca.not_valid_after_utc.isoformat(),
+        "certificate_valid_until": certificate.not_valid_after_utc.isoformat(),
+    }
+    if format == "json":
+        _print_json(values)
+        return
+    table = Table(show_header=False)
+    for key, value in values.items():
+        table.add_row(key.replace("_", " "), _cell(value))
+    console.print(table)
+
+
+@server_app.command()
+def invite(
+    name: Annotated[str, typer.Argument(help="The institution, as studies will name it.")],
+    sector: Annotated[Sector, typer.Option(help="What kind of organisation it is.")],
+    home: HomeOption = _DEFAULT_HOME,
+    days: Annotated[int, typer.Option(help="How long the token can be used.", min=1)] = 7,
+) -> None:
+    """Print the token with which an institution joins; it works once."""
+    from datetime import timedelta
+
+    from fedpact.common.certificates import fingerprint, load_certificate
+    from fedpact.common.study import Sector as StudySector
+    from fedpact.server import institutions
+    from fedpact.server.home import ServerHome
+    from fedpact.server.tables import transaction
+
+    server = ServerHome(home)
+    with transaction(server.open_database()) as session:
+        token = institutions.invite(
+            session,
+            name,
+            StudySector(sector),
+            address=server.settings().address,
+            fingerprint=fingerprint(load_certificate(server.ca)),
+            valid_for=timedelta(days=days),
+        )
+    # Alone on standard output, unwrapped: it is copied, or piped on.
+    print(token)  # noqa: T201
+    Console(stderr=True).print(
+        f"{name} joins with `fedpact client join TOKEN` within {days} days. "
+        "Whoever holds the token may join in its name: send it as you would a password."
+    )
+
+
+@server_app.command()
+def revoke(
+    name: Annotated[str, typer.Argument(help="The institution.")],
+    home: HomeOption = _DEFAULT_HOME,
+) -> None:
+    """Withdraw an invitation, or shut an institution's site out at once."""
+    from fedpact.server import institutions
+    from fedpact.server.home import ServerHome
+    from fedpact.server.tables import transaction
+
+    with transaction(ServerHome(home).open_database()) as session:
+        institutions.revoke(session, name)
+    console.print(f"{name} may not come in any more.")
+
+
+@server_app.command("institutions")
+def list_institutions(
+    home: HomeOption = _DEFAULT_HOME,
+    format: Format = "table",  # noqa: A002
+) -> None:
+    """List every institution that was invited, and whether its site is online."""
+    from fedpact.server import institutions
+    from fedpact.server.home import ServerHome
+    from fedpact.server.tables import transaction
+
+    server = ServerHome(home)
+    online = _online(server)
+    with transaction(server.open_database()) as session:
+        rows = [
+            {
+                "name": row.name,
+                "sector": row.sector,
+                "state": row.state,
+                "online": row.state == "joined" and row.node_id in online,
+                "invited_at": row.invited_at.isoformat(timespec="seconds"),
+                "joined_at": row.joined_at and row.joined_at.isoformat(timespec="seconds"),
+                "node_id": row.node_id,
+            }
+            for row in institutions.list_institutions(session)
+        ]
+    if format == "json":
+        _print_json(rows)
+        return
+    if not rows:
+        console.print("Nobody was invited yet: `fedpact server invite NAME --sector …`.")
+        return
+    table = Table(*(key.replace("_", " ") for key in rows[0]))
+    for row in rows:
+        table.add_row(*map(_cell, row.values()))
+    console.print(table)
+
+
+def _superlink_state(server: "ServerHome") -> str:
+    from fedpact.common.errors import AddressError
+    from fedpact.server.control import Control
+
+    try:
+        with Control.of(server) as control:
+            control.nodes()
+    except AddressError:
+        return "starting"
+    return "up"
+
+
+def _online(server: "ServerHome") -> set[str]:
+    """Node ids that are connected; none while the coordinator is down."""
+    from fedpact.common.errors import AddressError
+    from fedpact.server.control import Control
+
+    try:
+        with Control.of(server) as control:
+            return {str(node.node_id) for node in control.nodes() if node.status == "online"}
+    except AddressError:
+        return set()
+
+
+def _print_json(value: object) -> None:
+    import json
+
+    print(json.dumps(value, indent=2, ensure_ascii=False))  # noqa: T201 - to be read by programs
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value)

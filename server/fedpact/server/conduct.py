@@ -1,0 +1,105 @@
+"""Everything one run needs, put together: the same for SuperLink and for a simulation."""
+
+from pathlib import Path
+
+from sqlalchemy import Engine
+from torch import nn
+
+from fedpact.common import model as models
+from fedpact.common import tabular, tasks
+from fedpact.common.adapter import Weights
+from fedpact.common.errors import DataError, FedpactError
+from fedpact.common.evaluation import Metrics, evaluate
+from fedpact.common.records import EncodedRecords
+from fedpact.common.study import Study
+from fedpact.server import runs
+from fedpact.server.rounds import Conductor, Exchange, Measure
+
+
+def conduct(
+    engine: Engine,
+    run: str,
+    exchange: Exchange,
+    artifacts: Path,
+    model: nn.Module | None = None,
+) -> Path:
+    """Conduct a run from its first round to its adapter.
+
+    Args:
+        engine: the coordinator's database, in which the run was created.
+        run: the run's identifier.
+        exchange: what carries packets to the sites.
+        artifacts: the folder for adapters.
+        model: the study's model, if the caller has it already (a simulation shares one).
+
+    Returns:
+        the folder with the run's adapter, as PEFT reads it.
+
+    Raises:
+        FedpactError: why the run cannot go on; its status says the same.
+    """
+    study, folder = runs.study_of(engine, run)
+    runs.set_status(engine, run, "running")
+    record = runs.RunRecord(engine, run, artifacts)
+    try:
+        artifacts.mkdir(parents=True, exist_ok=True)
+        model = model if model is not None else models.build(study, models.choose_device())
+        conductor = Conductor(study, run, exchange, record, measure_of(study, folder, model))
+        first = models.initial_weights(model, study.training.seed)
+        weights = conductor.conduct(first)
+        adapter = artifacts / run
+        models.save_peft(adapter, weights, study)
+    except FedpactError as error:
+        runs.set_status(engine, run, "failed", str(error))
+        raise
+    except BaseException as error:
+        runs.set_status(engine, run, "failed", f"{type(error).__name__}: {error}")
+        raise
+    runs.set_adapter(engine, run, adapter)
+    runs.set_status(engine, run, "stopped" if record.should_stop() else "completed")
+    return adapter
+
+
+def public_test_set(study: Study, folder: Path) -> EncodedRecords | None:
+    """The study's public test set, encoded; None if it has none.
+
+    Args:
+        study: whose `[evaluation] data` is read.
+        folder: of the study file.
+
+    Raises:
+        DataError: it cannot be read, or has another SHA-256 than the study says.
+        ModelError: the base model's tokeniser is not at hand.
+    """
+    if study.evaluation.data is None:
+        return None
+    path = folder / study.evaluation.data
+    table = tabular.read(path)
+    if study.evaluation.sha256 not in (None, models.file_digest(path)):
+        raise DataError(
+            f"The public test set {path} has not the SHA-256 that the study says.",
+            advice="Get the file that was agreed on, or agree on this one.",
+        )
+    task = tasks.for_study(study)
+    rows = tabular.rows_for(table, task, path)
+    return task.encode(models.load_tokenizer(study), rows, study.training.max_length)
+
+
+def measure_of(study: Study, folder: Path, model: nn.Module) -> Measure | None:
+    """What measures an adapter on the study's public test set; None if it has none.
+
+    Raises:
+        DataError: as `public_test_set`.
+    """
+    records = public_test_set(study, folder)
+    if records is None:
+        return None
+    task = tasks.for_study(study)
+    pad_id = int(models.load_tokenizer(study).pad_token_id)
+    device = next(model.parameters()).device
+
+    def measure(weights: Weights) -> Metrics:
+        models.set_adapter(model, weights)
+        return evaluate(model, records, task, pad_id=pad_id, device=device)
+
+    return measure

@@ -1,0 +1,266 @@
+"""The coordinator's folder: what lies where, and the settings in `server.toml`.
+
+server.toml      public host and port, where to listen, database
+fedpact.db       the coordinator's database, unless `database` names another
+superlink.db     Flower's own state
+artifacts/       adapters
+certificates/    ca.pem, ca.key, server.pem (server and CA certificate), server.key
+flwr/            FLWR_HOME of SuperLink and of the runs it starts
+log/             superlink.log
+up.json          who is serving, and where SuperLink listens; only while it runs
+"""
+
+import fcntl
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+from fedpact.common.errors import StorageError, TrustError, UsageError
+from fedpact.server.settings import DEFAULT_PORT, Settings, parse_settings
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_INIT = "`fedpact server init --host NAME` makes one."
+
+
+class Serving(BaseModel):
+    """`up.json`: the process that serves, and where its SuperLink listens (loopback)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pid: int
+    address: str
+    superlink: str
+    superlink_pid: int
+
+
+@dataclass(frozen=True)
+class ServerHome:
+    """The folder and the paths in it."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", self.folder.expanduser().absolute())
+
+    @property
+    def settings_file(self) -> Path:
+        """`server.toml`."""
+        return self.folder / "server.toml"
+
+    @property
+    def superlink_database(self) -> Path:
+        """Flower's own database."""
+        return self.folder / "superlink.db"
+
+    @property
+    def artifacts(self) -> Path:
+        """Where adapters are kept."""
+        return self.folder / "artifacts"
+
+    @property
+    def certificates(self) -> Path:
+        """Where keys and certificates are kept."""
+        return self.folder / "certificates"
+
+    @property
+    def ca(self) -> Path:
+        """The CA certificate."""
+        return self.certificates / "ca.pem"
+
+    @property
+    def ca_key(self) -> Path:
+        """The CA's private key: needed only to issue another server certificate."""
+        return self.certificates / "ca.key"
+
+    @property
+    def server_certificate(self) -> Path:
+        """The chain that the server shows: its own certificate, then the CA's."""
+        return self.certificates / "server.pem"
+
+    @property
+    def server_key(self) -> Path:
+        """The server's private key."""
+        return self.certificates / "server.key"
+
+    @property
+    def flower(self) -> Path:
+        """FLWR_HOME."""
+        return self.folder / "flwr"
+
+    @property
+    def log(self) -> Path:
+        """Where logs are written."""
+        return self.folder / "log"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that serves."""
+        return self.folder / "up.lock"
+
+    @property
+    def serving_file(self) -> Path:
+        """`up.json`."""
+        return self.folder / "up.json"
+
+    def settings(self) -> Settings:
+        """Read `server.toml`.
+
+        Raises:
+            UsageError: there is none, or it is not valid.
+        """
+        try:
+            values = tomllib.loads(self.settings_file.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise UsageError(
+                f"There is no coordinator in {self.folder}.", advice=_INIT
+            ) from error
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{self.settings_file} cannot be read: {error}.") from error
+        return parse_settings(values, str(self.settings_file))
+
+    def database_url(self) -> str:
+        """The database's URL.
+
+        Raises:
+            UsageError: `server.toml` is missing or not valid.
+        """
+        from fedpact.common.database import sqlite_url
+
+        return self.settings().database or sqlite_url(self.folder / "fedpact.db")
+
+    def open_database(self) -> "Engine":
+        """Open the coordinator's database and bring it up to date.
+
+        Raises:
+            UsageError: `server.toml` is missing or not valid.
+            StorageError: the database cannot be reached or written.
+        """
+        from fedpact.common.database import open_database
+
+        return open_database(self.database_url(), MIGRATIONS)
+
+    def serving(self) -> Serving | None:
+        """Who is serving from this folder; None if nobody is, or it is only starting.
+
+        What counts is the lock, which the kernel lets go however its holder ends; the file
+        may be left over.
+        """
+        try:
+            with self.lock.open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass
+        except OSError:
+            return None
+        else:
+            return None
+        try:
+            return Serving.model_validate_json(self.serving_file.read_bytes())
+        except (OSError, ValueError):
+            return None
+
+    def check_certificates(self) -> None:
+        """Check that keys and certificates are there, belong together and are valid now.
+
+        Raises:
+            TrustError: they are not; the message says which and why.
+        """
+        from fedpact.common import certificates
+
+        advice = "`fedpact server init --renew` issues another; institutions need do nothing."
+        authority = certificates.load_certificate(self.ca)
+        server = certificates.load_certificate(self.server_certificate)
+        certificates.check_validity(authority, "The coordinator's CA certificate")
+        certificates.check_validity(server, "The server's certificate", advice=advice)
+        certificates.check_issued_by(server, authority, "The server's certificate")
+        key = certificates.load_private_key(self.server_key)
+        if server.public_key() != key.public_key():
+            raise TrustError(
+                f"{self.server_key} is not the key of {self.server_certificate}.", advice=advice
+            )
+
+
+def init(
+    folder: Path,
+    host: str,
+    port: int = DEFAULT_PORT,
+    database: str | None = None,
+    listen: str | None = None,
+) -> ServerHome:
+    """Make a coordinator's folder: settings, a CA of its own, a server certificate.
+
+    Args:
+        folder: where; it may exist, but must hold no coordinator.
+        host: the name or address by which institutions reach it.
+        port: the port they dial.
+        database: an SQLAlchemy URL; SQLite in the folder if not given.
+        listen: the address to listen on; every one of this machine's if not given, or
+            loopback alone if `host` is loopback.
+
+    Raises:
+        UsageError: there is a coordinator in the folder already, or a value is not valid.
+        StorageError: the folder cannot be written.
+    """
+    import tomli_w
+
+    from fedpact.common import certificates
+
+    home = ServerHome(folder)
+    if home.settings_file.exists():
+        raise UsageError(
+            f"There is a coordinator in {home.folder} already.",
+            advice="Edit its server.toml to change its settings, or take another --home.",
+        )
+    if listen is None and host in _LOOPBACK:
+        listen = "127.0.0.1" if host == "localhost" else host
+    values = {"host": host, "port": port, "database": database, "listen": listen}
+    given = {key: value for key, value in values.items() if value is not None}
+    settings = parse_settings(given, "The settings")
+    make_folders(home)
+    authority, key = certificates.make_authority(f"fedpact coordinator {settings.host}")
+    certificates.write_private(home.ca_key, certificates.private_pem(key))
+    certificates.write_private(home.ca, certificates.certificate_pem(authority))
+    renew(home, settings.host)
+    # Last, so that a folder with a server.toml is a whole one. It may hold a password.
+    certificates.write_private(home.settings_file, tomli_w.dumps(given).encode())
+    return home
+
+
+def renew(home: ServerHome, host: str, *, days: int | None = None) -> None:
+    """Issue another server certificate from the same CA: sites notice nothing.
+
+    Raises:
+        TrustError: the CA's certificate or key is missing or has expired.
+        StorageError: the folder cannot be written.
+    """
+    from fedpact.common import certificates
+
+    authority = certificates.load_certificate(home.ca)
+    certificates.check_validity(authority, "The coordinator's CA certificate")
+    authority_key = certificates.load_private_key(home.ca_key)
+    server, key = certificates.make_server_certificate(
+        authority, authority_key, [host], days=days or certificates.SERVER_DAYS
+    )
+    chain = certificates.certificate_pem(server) + certificates.certificate_pem(authority)
+    certificates.write_private(home.server_key, certificates.private_pem(key))
+    certificates.write_private(home.server_certificate, chain)
+
+
+def make_folders(home: ServerHome) -> None:
+    """Make the folders that are missing; keys and databases are nobody else's business.
+
+    Raises:
+        StorageError: they cannot be made.
+    """
+    try:
+        for folder in (home.folder, home.certificates, home.artifacts, home.flower, home.log):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise StorageError(f"{error.filename} cannot be made: {error.strerror}.") from error

@@ -1,0 +1,179 @@
+"""Institutions: who was invited, who joined with which key, who was shown the door.
+
+An invitation is used once: it binds the first public key that comes with its secret. The
+same key with the same secret gets the same answer again, so that a site whose connection
+broke while it joined can repeat itself; any other key is refused.
+
+Functions that change something leave the commit to the caller, where it is a visible line.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import ColumnElement, Engine, and_, select, update
+from sqlalchemy.orm import Session
+
+from fedpact.common.errors import TrustError, UsageError
+from fedpact.common.invitation import Invitation, new_secret, secret_sha256
+from fedpact.common.study import Sector
+from fedpact.server.tables import Institution
+
+Register = Callable[[bytes], int]
+_MAX_NAME = 120
+
+
+def invite(
+    session: Session,
+    name: str,
+    sector: Sector,
+    *,
+    address: str,
+    fingerprint: str,
+    valid_for: timedelta,
+) -> str:
+    """Invite an institution; one that has not joined yet gets a new token, the old one dies.
+
+    Args:
+        session: the caller commits.
+        name: the institution, as studies will name it.
+        sector: academia, industry or government.
+        address: host:port of the gateway.
+        fingerprint: of the coordinator's CA.
+        valid_for: how long the token can be used.
+
+    Returns:
+        the token, which is nowhere kept.
+
+    Raises:
+        UsageError: the name is empty or too long, or the institution has joined already.
+    """
+    name = name.strip()
+    if not name or len(name) > _MAX_NAME or not name.isprintable():
+        raise UsageError(f"An institution's name has 1 to {_MAX_NAME} printable characters.")
+    row = session.scalar(select(Institution).where(Institution.name == name))
+    if row is None:
+        row = Institution(name=name)
+        session.add(row)
+    elif row.state == "joined":
+        raise UsageError(
+            f"{name} has joined already.",
+            advice=f"To give it a new key, first `fedpact server revoke {name!r}`.",
+        )
+    secret = new_secret()
+    now = datetime.now(UTC)
+    row.sector = sector
+    row.secret_sha256 = secret_sha256(secret)
+    row.invited_at, row.expires_at = now, now + valid_for
+    row.joined_at = row.revoked_at = row.public_key = row.node_id = None
+    session.flush()
+    return Invitation(address, fingerprint, name, secret).encode()
+
+
+def accept(session: Session, secret: str, public_key: bytes, register: Register) -> Institution:
+    """Let an institution in that has an invitation.
+
+    Args:
+        session: the caller commits.
+        secret: what the invitation says.
+        public_key: the site's, PEM.
+        register: makes the key known to SuperLink and gives its node id; may be called again
+            with the same key.
+
+    Raises:
+        TrustError: the invitation is unknown, expired, revoked, or used with another key.
+        AddressError: SuperLink is away (from `register`); the invitation stays unused.
+    """
+    row = session.scalar(
+        select(Institution).where(Institution.secret_sha256 == secret_sha256(secret))
+    )
+    if row is None or row.state == "revoked":
+        raise TrustError("This invitation is not valid, or was replaced by a newer one.")
+    if row.state == "joined":
+        if row.public_key != public_key:
+            raise TrustError("This invitation has been used already.")
+        return row
+    now = datetime.now(UTC)
+    if now > row.expires_at:
+        raise TrustError(f"This invitation expired on {row.expires_at:%Y-%m-%d %H:%M} UTC.")
+    # Two that come at once: the second finds the row taken, because this statement waits for
+    # the first one's commit.
+    taken = session.execute(
+        update(Institution)
+        .where(Institution.id == row.id, Institution.joined_at.is_(None))
+        .values(joined_at=now, public_key=public_key)
+        .execution_options(synchronize_session=False)
+        .returning(Institution.id)
+    ).all()
+    if not taken:
+        raise TrustError("This invitation has been used already.")
+    session.refresh(row)
+    row.node_id = str(register(public_key))
+    session.flush()
+    return row
+
+
+def list_institutions(session: Session) -> list[Institution]:
+    """Every institution that was ever invited, by name."""
+    return list(session.scalars(select(Institution).order_by(Institution.name)))
+
+
+def revoke(session: Session, name: str) -> None:
+    """Withdraw an invitation, or shut a site out: the gateway refuses its key from now on.
+
+    Raises:
+        UsageError: no such institution was invited.
+    """
+    row = session.scalar(select(Institution).where(Institution.name == name))
+    if row is None:
+        raise UsageError(
+            f"{name} was never invited.", advice="`fedpact server institutions` lists all."
+        )
+    row.revoked_at = row.revoked_at or datetime.now(UTC)
+
+
+def joined_keys(session: Session) -> frozenset[bytes]:
+    """Public keys of the sites that may come in."""
+    return frozenset(
+        key
+        for key in session.scalars(select(Institution.public_key).where(_may_come_in()))
+        if key is not None
+    )
+
+
+def node_ids(engine: Engine, names: Iterable[str]) -> dict[str, int]:
+    """Name to Flower node id, of those among `names` that have joined and may come in."""
+    wanted = set(names)
+    with Session(engine) as session:
+        rows = session.execute(
+            select(Institution.name, Institution.node_id).where(_may_come_in())
+        ).all()
+    return {name: int(node) for name, node in rows if name in wanted and node is not None}
+
+
+def register_missing(
+    session: Session, known: Mapping[bytes, int], register: Register
+) -> list[str]:
+    """Make SuperLink know every site that has joined: its own database may have been lost.
+
+    Args:
+        session: the caller commits.
+        known: public key to node id, as SuperLink has them.
+        register: makes a key known to SuperLink and gives its node id.
+
+    Returns:
+        the institutions that SuperLink did not know.
+    """
+    missing = []
+    for row in list_institutions(session):
+        if row.state != "joined" or row.public_key is None:
+            continue
+        node = known.get(row.public_key)
+        if node is None:
+            node = register(row.public_key)
+            missing.append(row.name)
+        row.node_id = str(node)
+    return missing
+
+
+def _may_come_in() -> ColumnElement[bool]:
+    return and_(Institution.joined_at.is_not(None), Institution.revoked_at.is_(None))

@@ -1,0 +1,12 @@
+"""Alembic's entry: runs the revisions on the connection that `open_database` hands over."""
+
+from alembic import context
+
+from fedpact.server import run_tables  # noqa: F401 - its tables belong to the metadata
+from fedpact.server.tables import Base
+
+connection = context.config.attributes["connection"]
+# SQLite cannot alter a table in place: Alembic copies it.
+context.configure(connection=connection, target_metadata=Base.metadata, render_as_batch=True)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,171 @@
+"""A run's results, as one JSON object and as tables for people.
+
+Every ε stands with its δ, its unit and its neighbouring relation.
+"""
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict
+from rich.console import Group
+from rich.table import Table
+
+from fedpact.common.study import Sector
+from fedpact.server.runs import RoundView, RunView
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class RoundResult(_Part):
+    """One round."""
+
+    round: int
+    loss: float | None
+    accuracy: float | None
+    seconds: float | None
+    sites: int
+    """Sites whose update counted."""
+
+
+class SiteResult(_Part):
+    """One institution's site."""
+
+    name: str
+    sector: Sector
+    epsilon: float | None
+    """What the run has cost its records at δ; None without DP."""
+    delta: float
+    bytes_out: int
+
+
+class RunResult(_Part):
+    """A run, from its first round to its adapter."""
+
+    run: str
+    study: str
+    study_digest: str
+    status: str
+    message: str
+    rounds: list[RoundResult]
+    sites: list[SiteResult]
+    unit: str
+    seconds: float
+    adapter: str
+
+    @classmethod
+    def of(cls, view: RunView) -> Self:
+        """The results of a run as it is now."""
+        study = view.study
+        return cls(
+            run=view.id,
+            study=study.study.name,
+            study_digest=study.digest,
+            status=view.status,
+            message=view.message,
+            rounds=[
+                RoundResult(
+                    round=r.number,
+                    loss=r.loss,
+                    accuracy=r.accuracy,
+                    seconds=r.seconds,
+                    sites=sum(a.state == "updated" for a in r.answers.values()),
+                )
+                for r in view.rounds
+            ],
+            sites=[
+                SiteResult(
+                    name=institution.name,
+                    sector=institution.sector,
+                    epsilon=_spent(view, institution.name),
+                    delta=study.privacy.target_delta,
+                    bytes_out=sum(
+                        r.answers[institution.name].bytes_in
+                        for r in view.rounds
+                        if institution.name in r.answers
+                    ),
+                )
+                for institution in study.institutions
+            ],
+            unit=study.privacy.unit,
+            seconds=sum(r.seconds or 0.0 for r in view.rounds),
+            adapter=view.adapter,
+        )
+
+
+def _spent(view: RunView, institution: str) -> float | None:
+    """The ε that the site stated last."""
+    stated = [
+        r.answers[institution].epsilon for r in view.rounds if institution in r.answers
+    ]
+    return next((epsilon for epsilon in reversed(stated) if epsilon is not None), None)
+
+
+def overview(view: RunView, *, last: int | None = None) -> Group:
+    """Rounds, sites and where the adapter is, as rich tables.
+
+    Args:
+        view: the run.
+        last: how many of the rounds to show, from the end; None shows all.
+    """
+    result = RunResult.of(view)
+    rounds = Table(title=f"{result.study}: run {result.run} ({result.status})")
+    for heading in ("round", "loss", "accuracy", "seconds", "updates"):
+        rounds.add_column(heading, justify="right")
+    for r in result.rounds[-last:] if last else result.rounds:
+        rounds.add_row(
+            f"{r.round}/{view.study.training.rounds}",
+            _number(r.loss, 4),
+            _number(r.accuracy, 4),
+            _number(r.seconds, 1),
+            str(r.sites),
+        )
+    return Group(rounds, _site_table(view, result), _closing(result))
+
+
+def _site_table(view: RunView, result: RunResult) -> Table:
+    delta = f"{view.study.privacy.target_delta:g}"
+    table = Table(caption=f"ε at δ = {delta}, for adding or removing one {result.unit}")
+    for heading, justify in (
+        ("institution", "left"),
+        ("sector", "left"),
+        ("now", "left"),
+        ("ε spent", "right"),
+        ("of ε", "right"),
+        ("bytes out", "right"),
+    ):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    private = view.study.is_private
+    for site in result.sites:
+        table.add_row(
+            site.name,
+            site.sector.value,
+            _doing(view.rounds[-1], site.name) if view.rounds else "",
+            _number(site.epsilon, 3) if private else "NOT PRIVATE",
+            f"{view.study.privacy.target_epsilon:g}" if private else "",
+            f"{site.bytes_out:,}",
+        )
+    return table
+
+
+def _doing(current: RoundView, institution: str) -> str:
+    answer = current.answers.get(institution)
+    if answer is None:
+        return "away"
+    if answer.state == "asked":
+        return "training"
+    raw = f", accuracy {answer.accuracy:.3f} NOT PRIVATE" if answer.accuracy is not None else ""
+    return f"{answer.state}{': ' + answer.reason if answer.reason else ''}{raw}"
+
+
+def _closing(result: RunResult) -> str:
+    lines = [f"{result.seconds:.1f} s in rounds"]
+    if result.message:
+        lines.append(result.message)
+    if result.adapter:
+        lines.append(f"adapter: {result.adapter}")
+    return "\n".join(lines)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

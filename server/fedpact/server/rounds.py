@@ -1,0 +1,238 @@
+"""The round loop: the same for a federation and for a simulation.
+
+One round, once: (1) ask every site that is there, (2) meanwhile measure the adapter they
+were sent, (3) collect replies until all have answered, cannot answer any more, or the
+deadline has passed, adding each that counts to the aggregate as it comes, (4) check the
+quorum, (5) change the adapter, (6) write the round down.
+
+What carries packets is an `Exchange`; what remembers is a `Record`. Neither is known here.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fedpact.common import wire
+from fedpact.common.adapter import Weights
+from fedpact.common.errors import RunError
+from fedpact.common.evaluation import Metrics
+from fedpact.common.study import Study
+from fedpact.server import aggregation
+from fedpact.server.admission import Admitted, Expected, SetAside, admit
+
+
+class Exchange(Protocol):
+    """What carries packets to sites and back."""
+
+    def present(self) -> Set[str]:
+        """Names of the institutions whose sites are connected."""
+        ...
+
+    def ask(self, packets: Mapping[str, wire.Packet]) -> None:
+        """Send a packet to each named institution."""
+        ...
+
+    def replies(self) -> Mapping[str, wire.Packet]:
+        """Replies that have come since last asked; waits a moment if there are none."""
+        ...
+
+    def lost(self, pending: Set[str]) -> Set[str]:
+        """Those of the pending whose site cannot answer any more (gone, or restarted)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one institution in one round.
+
+    Attributes:
+        state: asked, updated, refused, rejected, late or lost.
+        reason: why it does not count; empty for an update.
+        bytes_in: size of the reply.
+        epsilon: ε that the run has cost there so far, as the site says; None without DP.
+        norm: L2 norm of the change.
+        digest: SHA-256 of the change.
+    """
+
+    state: str
+    reason: str = ""
+    bytes_in: int = 0
+    epsilon: float | None = None
+    norm: float | None = None
+    digest: str | None = None
+    loss: float | None = None
+    accuracy: float | None = None
+
+
+class Record(Protocol):
+    """What remembers a run."""
+
+    def round_started(self, number: int, asked: Set[str]) -> None:
+        """A round begins and these institutions were asked."""
+        ...
+
+    def answered(self, number: int, institution: str, answer: Answer) -> None:
+        """An institution's part in the round is decided."""
+        ...
+
+    def round_ended(self, number: int, weights: Weights, seconds: float) -> None:
+        """The round counts; these are the adapter's weights after it."""
+        ...
+
+    def measured(self, number: int, metrics: Metrics) -> None:
+        """The adapter after this round was measured on the public test set."""
+        ...
+
+    def should_stop(self) -> bool:
+        """Whether someone asked the run to stop."""
+        ...
+
+
+Measure = Callable[[Weights], Metrics]
+
+
+@dataclass
+class Conductor:
+    """Conducts one run of a study.
+
+    Attributes:
+        study: with the institutions that take part.
+        run: the run's identifier.
+        exchange: what carries packets.
+        record: what remembers.
+        measure: measures an adapter on the public test set; None where there is none.
+        clock: seconds, monotonic.
+    """
+
+    study: Study
+    run: str
+    exchange: Exchange
+    record: Record
+    measure: Measure | None = None
+    clock: Callable[[], float] = field(default=time.monotonic)
+
+    def conduct(self, weights: Weights, first_round: int = 1) -> Weights:
+        """Run the rounds from `first_round` on.
+
+        Args:
+            weights: the adapter before that round.
+            first_round: from 1.
+
+        Returns:
+            the adapter after the last round.
+
+        Raises:
+            RunError: a round had too few updates, or nobody came.
+        """
+        unmeasured: int | None = None
+        for number in range(first_round, self.study.training.rounds + 1):
+            if self.record.should_stop():
+                break
+            weights = self._round(number, weights, unmeasured)
+            unmeasured = number
+        self._measure(unmeasured, weights)
+        return weights
+
+    def _round(self, number: int, weights: Weights, unmeasured: int | None) -> Weights:
+        started = self.clock()
+        asked = self._gather(number)
+        request = self._request(number, weights)
+        self.record.round_started(number, asked)
+        self.exchange.ask(dict.fromkeys(sorted(asked), request))
+        self._measure(unmeasured, weights)
+        change = self._collect(number, weights, asked, started)
+        weights = weights.plus(change)
+        self.record.round_ended(number, weights, self.clock() - started)
+        return weights
+
+    def _gather(self, number: int) -> Set[str]:
+        """Wait until a quorum of the study's institutions is there."""
+        wanted = {institution.name for institution in self.study.institutions}
+        needed = self.study.federation.quorum if number > 1 else len(wanted)
+        deadline = self.clock() + self.study.federation.deadline_seconds
+        while len(present := wanted & self.exchange.present()) < needed:
+            if self.record.should_stop():
+                raise RunError("The run was stopped while it waited for sites.")
+            if self.clock() > deadline:
+                if len(present) >= self.study.federation.quorum:
+                    break
+                raise RunError(
+                    f"Round {number} needs {self.study.federation.quorum} sites, "
+                    f"{len(present)} came.",
+                    advice="Start their daemons with `fedpact client up`, then run again.",
+                )
+            time.sleep(0.1)
+        return present
+
+    def _request(self, number: int, weights: Weights) -> wire.Packet:
+        header = wire.RequestHeader(
+            run=self.run,
+            round=number,
+            study_digest=self.study.digest,
+            study=self.study.canonical(),
+            adapter=wire.ArrayInfo.of(weights),
+        )
+        return wire.pack(header, weights)
+
+    def _measure(self, number: int | None, weights: Weights) -> None:
+        if number is not None and self.measure is not None:
+            self.record.measured(number, self.measure(weights))
+
+    def _collect(
+        self, number: int, weights: Weights, asked: Set[str], started: float
+    ) -> Weights:
+        """Add up the round's updates as they come."""
+        trained = weights.manifest.select(
+            aggregation.trained_names(self.study, weights.manifest.names)
+        )
+        expected = Expected(
+            self.run,
+            number,
+            self.study.digest,
+            trained,
+            self.study.evaluation.site_metrics,
+        )
+        total = aggregation.for_study(self.study, trained)
+        pending, counted = set(asked), 0
+        while pending:
+            for name, packet in self.exchange.replies().items():
+                if name not in pending:
+                    continue
+                pending.discard(name)
+                outcome = admit(packet, expected)
+                if isinstance(outcome, Admitted):
+                    total.add(outcome.change, self.study.institution(name).records)
+                    counted += 1
+                self.record.answered(number, name, _answer(outcome, packet))
+            for name in pending & self.exchange.lost(pending):
+                pending.discard(name)
+                reason = "The site went away or was started again during the round."
+                self.record.answered(number, name, Answer("lost", reason))
+            if self.clock() - started > self.study.federation.deadline_seconds:
+                for name in pending:
+                    reason = f"No reply in {self.study.federation.deadline_seconds:.0f} s."
+                    self.record.answered(number, name, Answer("late", reason))
+                break
+        if counted < self.study.federation.quorum:
+            raise RunError(
+                f"Round {number} has {counted} updates, its quorum is "
+                f"{self.study.federation.quorum}.",
+                advice="`fedpact run watch` shows why each site's reply did not count.",
+            )
+        return total.result()
+
+
+def _answer(outcome: Admitted | SetAside, packet: wire.Packet) -> Answer:
+    if isinstance(outcome, SetAside):
+        return Answer(outcome.state, outcome.reason, bytes_in=packet.size)
+    metrics = outcome.header.metrics
+    return Answer(
+        "updated",
+        bytes_in=packet.size,
+        epsilon=outcome.header.epsilon,
+        norm=outcome.change.norm,
+        digest=outcome.change.digest,
+        loss=metrics.loss if metrics else None,
+        accuracy=metrics.accuracy if metrics else None,
+    )

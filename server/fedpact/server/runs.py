@@ -1,0 +1,267 @@
+"""Runs as the coordinator remembers them: written by the round loop, read by everyone else.
+
+Each write is one committed transaction, so that whoever reads sees whole steps, and a
+coordinator killed between two of them knows on restart where it was.
+"""
+
+import os
+import secrets
+from collections.abc import Sequence, Set
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import Engine, select, update
+from sqlalchemy.orm import Session
+
+from fedpact.common.adapter import Weights
+from fedpact.common.errors import RunError
+from fedpact.common.evaluation import Metrics
+from fedpact.common.study import Study
+from fedpact.server.rounds import Answer
+from fedpact.server.run_tables import AnswerRow, RoundRow, RunRow, StudyRow
+
+UNDER_WAY = ("waiting", "running")
+
+
+def create(engine: Engine, study: Study, folder: Path) -> str:
+    """Write down a new run of a study.
+
+    Args:
+        engine: the coordinator's database.
+        study: what is run.
+        folder: where the study's own files (its public test set) are.
+
+    Returns:
+        the run's identifier.
+    """
+    run = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    with Session(engine) as session:
+        session.merge(
+            StudyRow(
+                digest=study.digest,
+                name=study.study.name,
+                document=study.canonical(),
+                folder=str(folder.resolve()),
+            )
+        )
+        session.flush()
+        session.add(
+            RunRow(
+                id=run,
+                study_digest=study.digest,
+                status="waiting",
+                created_at=datetime.now(UTC),
+            )
+        )
+        session.commit()
+    return run
+
+
+def study_of(engine: Engine, run: str) -> tuple[Study, Path]:
+    """A run's study, and the folder of the study's own files.
+
+    Raises:
+        RunError: there is no such run.
+    """
+    with Session(engine) as session:
+        row = session.scalar(
+            select(StudyRow).join(RunRow, RunRow.study_digest == StudyRow.digest).where(
+                RunRow.id == run
+            )
+        )
+        if row is None:
+            raise RunError(f"There is no run {run}.", advice="`fedpact run list` shows them.")
+        return Study.from_canonical(row.document), Path(row.folder)
+
+
+def set_status(engine: Engine, run: str, status: str, message: str = "") -> None:
+    """Write down that a run is in another state."""
+    now = datetime.now(UTC)
+    values: dict[str, object] = {"status": status, "message": message}
+    if status == "running":
+        values |= {"started_at": now, "process": os.getpid()}
+    elif status not in UNDER_WAY:
+        values |= {"ended_at": now, "process": None}
+    with Session(engine) as session:
+        session.execute(update(RunRow).where(RunRow.id == run).values(**values))
+        session.commit()
+
+
+def set_flower_run(engine: Engine, run: str, flower_run: int) -> None:
+    """Write down under which number SuperLink knows the run."""
+    with Session(engine) as session:
+        session.execute(
+            update(RunRow).where(RunRow.id == run).values(flower_run=str(flower_run))
+        )
+        session.commit()
+
+
+def set_adapter(engine: Engine, run: str, folder: Path) -> None:
+    """Write down where the run's adapter is."""
+    with Session(engine) as session:
+        session.execute(update(RunRow).where(RunRow.id == run).values(adapter=str(folder)))
+        session.commit()
+
+
+def request_stop(engine: Engine, run: str) -> None:
+    """Ask a run to stop after the round it is in.
+
+    Raises:
+        RunError: there is no such run, or it has ended.
+    """
+    status = view(engine, run).status
+    if status not in UNDER_WAY:
+        raise RunError(f"The run {run} has ended already: {status}.")
+    with Session(engine) as session:
+        session.execute(update(RunRow).where(RunRow.id == run).values(stop=True))
+        session.commit()
+
+
+def interrupt(engine: Engine) -> list["RunView"]:
+    """Mark runs that a killed coordinator left under way, and return them."""
+    with Session(engine) as session:
+        left = session.scalars(select(RunRow).where(RunRow.status.in_(UNDER_WAY))).all()
+        names = [row.id for row in left]
+    for run in names:
+        ended = sum(1 for r in view(engine, run).rounds if r.seconds is not None)
+        message = f"The coordinator ended while the run was under way, after {ended} rounds."
+        set_status(engine, run, "interrupted", message)
+    return [view(engine, run) for run in names]
+
+
+class RunRecord:
+    """The `Record` of one run, in the database and the artifact folder."""
+
+    def __init__(self, engine: Engine, run: str, artifacts: Path) -> None:
+        self._engine = engine
+        self._run = run
+        self._artifacts = artifacts
+
+    def round_started(self, number: int, asked: Set[str]) -> None:
+        """A round begins and these institutions were asked."""
+        with Session(self._engine) as session:
+            session.add(RoundRow(run=self._run, number=number, started_at=datetime.now(UTC)))
+            session.add_all(
+                AnswerRow(run=self._run, number=number, institution=name, state="asked")
+                for name in sorted(asked)
+            )
+            session.commit()
+
+    def answered(self, number: int, institution: str, answer: Answer) -> None:
+        """An institution's part in the round is decided."""
+        with Session(self._engine) as session:
+            session.execute(
+                update(AnswerRow)
+                .where(
+                    AnswerRow.run == self._run,
+                    AnswerRow.number == number,
+                    AnswerRow.institution == institution,
+                )
+                .values(**asdict(answer))
+            )
+            session.commit()
+
+    def round_ended(self, number: int, weights: Weights, seconds: float) -> None:
+        """The round counts: keep the adapter, named by its digest, then write it down."""
+        path = self._artifacts / f"{weights.digest}.safetensors"
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        weights.save(partial)
+        partial.replace(path)
+        self._update_round(number, seconds=seconds, adapter_digest=weights.digest)
+
+    def measured(self, number: int, metrics: Metrics) -> None:
+        """The adapter after this round was measured on the public test set."""
+        self._update_round(number, loss=metrics.loss, accuracy=metrics.accuracy)
+
+    def should_stop(self) -> bool:
+        """Whether someone asked the run to stop."""
+        with Session(self._engine) as session:
+            return bool(session.scalar(select(RunRow.stop).where(RunRow.id == self._run)))
+
+    def _update_round(self, number: int, **values: float | str) -> None:
+        with Session(self._engine) as session:
+            session.execute(
+                update(RoundRow)
+                .where(RoundRow.run == self._run, RoundRow.number == number)
+                .values(**values)
+            )
+            session.commit()
+
+
+@dataclass(frozen=True)
+class RoundView:
+    """A round as it is shown; `answers` by institution."""
+
+    number: int
+    seconds: float | None
+    loss: float | None
+    accuracy: float | None
+    answers: dict[str, Answer]
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run as it is shown."""
+
+    id: str
+    study: Study
+    status: str
+    message: str
+    flower_run: str
+    adapter: str
+    created_at: datetime
+    rounds: tuple[RoundView, ...]
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether it waits or runs."""
+        return self.status in UNDER_WAY
+
+
+def view(engine: Engine, run: str) -> RunView:
+    """A run with its rounds.
+
+    Raises:
+        RunError: there is no such run.
+    """
+    study, _ = study_of(engine, run)
+    with Session(engine) as session:
+        row = session.get_one(RunRow, run)
+        rounds = session.scalars(
+            select(RoundRow).where(RoundRow.run == run).order_by(RoundRow.number)
+        ).all()
+        answers = session.scalars(select(AnswerRow).where(AnswerRow.run == run)).all()
+        return RunView(
+            row.id,
+            study,
+            row.status,
+            row.message,
+            row.flower_run,
+            row.adapter,
+            row.created_at,
+            tuple(_round_view(r, answers) for r in rounds),
+        )
+
+
+def _round_view(row: RoundRow, answers: Sequence[AnswerRow]) -> RoundView:
+    return RoundView(
+        row.number,
+        row.seconds,
+        row.loss,
+        row.accuracy,
+        {
+            a.institution: Answer(
+                a.state, a.reason, a.bytes_in, a.epsilon, a.norm, a.digest, a.loss, a.accuracy
+            )
+            for a in answers
+            if a.number == row.number
+        },
+    )
+
+
+def list_runs(engine: Engine) -> list[RunView]:
+    """All runs, the newest first."""
+    with Session(engine) as session:
+        names = session.scalars(select(RunRow.id).order_by(RunRow.created_at.desc())).all()
+    return [view(engine, name) for name in names]

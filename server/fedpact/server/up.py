@@ -1,0 +1,256 @@
+"""`fedpact server up`: wires the coordinator together, runs it, and takes it down in order.
+
+(1) One process a folder. (2) The public port, before anything that takes time.
+(3) Certificates. (4) The database. (5) SuperLink. (6) Sites that SuperLink does not know.
+(7) What became of the runs. (8) The gateway. From then on SuperLink is started again
+whenever it ends, with (6) and (7) after it. On SIGTERM or SIGINT the gateway closes first,
+then the runs, then SuperLink.
+"""
+
+import asyncio
+import fcntl
+import logging
+import math
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from sqlalchemy import Engine
+
+from fedpact.common.certificates import parse_public_key, write_private
+from fedpact.common.errors import FedpactError, UsageError
+from fedpact.server import institutions
+from fedpact.server.control import Control
+from fedpact.server.gateway import Doors, Joined, create_app, superlink_client
+from fedpact.server.home import ServerHome, Serving, make_folders
+from fedpact.server.listener import GatewayServer, bind
+from fedpact.server.settings import Settings
+from fedpact.server.superlink import SuperLink
+from fedpact.server.tables import transaction
+
+log = logging.getLogger(__name__)
+
+READY = "The coordinator is up on"
+_KEYS_SECONDS = 1.0
+_RESTART_SECONDS = (1.0, 30.0)
+_STABLE_SECONDS = 60.0
+_LOCK_ATTEMPTS = 5
+_LOCK_REST_SECONDS = 0.05
+
+AfterStart = Callable[[Engine, Control], None]
+
+
+def up(
+    home: ServerHome,
+    *,
+    notice: Callable[[str], None] = print,
+    after_start: AfterStart = lambda _engine, _control: None,
+) -> None:
+    """Run the coordinator until SIGTERM or SIGINT; call it in the main thread.
+
+    Args:
+        home: the coordinator's folder.
+        notice: told, in one line, when it is ready.
+        after_start: called each time that SuperLink has started, before sites can reach it:
+            it may say what became of the runs, and start those again that were interrupted.
+
+    Raises:
+        UsageError: the folder holds no coordinator, or another process serves it.
+        AddressError: the port is in use, or SuperLink does not start.
+        TrustError: a certificate is missing or not valid.
+        StorageError: the database or the disk cannot be used.
+    """
+    settings = home.settings()
+    with _alone(home), bind(settings.listen, settings.port) as listener:
+        home.check_certificates()
+        make_folders(home)
+        engine = home.open_database()
+        coordinator = _Coordinator(home, settings, engine, SuperLink(home), after_start)
+        asyncio.run(coordinator.run(listener, notice))
+        engine.dispose()
+
+
+@contextmanager
+def _alone(home: ServerHome) -> Iterator[None]:
+    """Hold the folder's lock; the kernel lets it go however the process ends."""
+    with home.lock.open("a") as lock:
+        # Whoever asks whether somebody serves holds the lock too, for an instant.
+        for _ in range(_LOCK_ATTEMPTS):
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(_LOCK_REST_SECONDS)
+        else:
+            serving = home.serving()
+            who = f" (process {serving.pid})" if serving else ""
+            raise UsageError(
+                f"A coordinator is up in {home.folder} already{who}.",
+                advice="Stop that one first, or take another --home.",
+            )
+        yield
+
+
+@dataclass
+class _Coordinator:
+    """The parts that run, wired together."""
+
+    home: ServerHome
+    settings: Settings
+    engine: Engine
+    superlink: SuperLink
+    after_start: AfterStart
+
+    async def run(self, listener: socket.socket, notice: Callable[[str], None]) -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            starting = asyncio.create_task(self._start())
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                starting.cancel()
+                return
+            await starting
+            await self._serve(listener, notice, stopping)
+        finally:
+            self.home.serving_file.unlink(missing_ok=True)
+            await self.superlink.stop()
+            log.info("stopped")
+
+    async def _serve(
+        self,
+        listener: socket.socket,
+        notice: Callable[[str], None],
+        stopping: "asyncio.Task[bool]",
+    ) -> None:
+        """Open the gateway, and keep SuperLink up behind it."""
+        keys = _Keys(self.engine)
+
+        def join(secret: str, public_key: bytes) -> Joined:
+            joined = self._join(secret, public_key)
+            keys.forget()
+            return joined
+
+        doors = Doors(
+            superlink=lambda: self.superlink.address,
+            admits=keys.admits,
+            join=join,
+            max_message=self.settings.max_message,
+        )
+        async with superlink_client(self.home.ca) as client:
+            gateway = GatewayServer(
+                create_app(doors, client), self.home.server_certificate, self.home.server_key
+            )
+            serving = asyncio.create_task(gateway.serve(sockets=[listener]))
+            watching = asyncio.create_task(self._keep_up())
+            notice(f"{READY} {self.settings.address}")
+            await asyncio.wait(
+                {serving, watching, stopping}, return_when=asyncio.FIRST_COMPLETED
+            )
+            log.info("stopping")
+            gateway.should_exit = True
+            await serving
+            watching.cancel()
+            if watching.done() and not watching.cancelled():
+                watching.result()
+
+    async def _start(self) -> None:
+        """Start SuperLink and tell it, and the runs, what they need to know."""
+        await self.superlink.start()
+        try:
+            await asyncio.to_thread(self._after_start)
+        except FedpactError:
+            # Half a start is none: it is tried again as a whole.
+            await self.superlink.stop()
+            raise
+        serving = Serving(
+            pid=os.getpid(),
+            address=self.settings.address,
+            superlink=self.superlink.address,
+            superlink_pid=self.superlink.pid,
+        )
+        write_private(self.home.serving_file, serving.model_dump_json().encode())
+
+    def _after_start(self) -> None:
+        with Control(self.superlink.address, self.home.ca) as control:
+            known = {node.public_key: node.node_id for node in control.nodes()}
+            with transaction(self.engine) as session:
+                missing = institutions.register_missing(session, known, control.register_node)
+            if missing:
+                log.warning("SuperLink had forgotten %s", ", ".join(missing))
+            self.after_start(self.engine, control)
+
+    async def _keep_up(self) -> None:
+        """Start SuperLink again whenever it ends."""
+        rest = _RESTART_SECONDS[0]
+        while True:
+            since = time.monotonic()
+            code = await self.superlink.wait()
+            if time.monotonic() - since > _STABLE_SECONDS:
+                rest = _RESTART_SECONDS[0]
+            log.error("SuperLink ended (code %d); starting it again in %.0f s", code, rest)
+            await asyncio.sleep(rest)
+            rest = min(2 * rest, _RESTART_SECONDS[1])
+            try:
+                await self._start()
+            except FedpactError as error:
+                log.error("%s", error)  # noqa: TRY400 - no traceback for what we raise
+            else:
+                log.info("SuperLink is up again")
+
+    def _join(self, secret: str, public_key: bytes) -> Joined:
+        parse_public_key(public_key)
+        with (
+            Control(self.superlink.address, self.home.ca) as control,
+            transaction(self.engine) as session,
+        ):
+            row = institutions.accept(session, secret, public_key, control.register_node)
+            return Joined(row.name, row.sector, str(row.node_id), _version())
+
+
+class _Keys:
+    """Public keys that may come in: read again every second, so that revoking works at once."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._keys: frozenset[bytes] = frozenset()
+        self._read_at = -math.inf
+        self._reading = asyncio.Lock()
+
+    async def admits(self, key: bytes) -> bool:
+        """Whether a site's key may come in.
+
+        Raises:
+            StorageError: the database cannot be read.
+        """
+        if self._are_old():
+            async with self._reading:
+                if self._are_old():
+                    # Before the query, so that a change during it is seen the next time.
+                    self._read_at = time.monotonic()
+                    self._keys = await asyncio.to_thread(self._read)
+        return key in self._keys
+
+    def forget(self) -> None:
+        """Read again at the next question: someone has just joined."""
+        self._read_at = -math.inf
+
+    def _are_old(self) -> bool:
+        return time.monotonic() - self._read_at > _KEYS_SECONDS
+
+    def _read(self) -> frozenset[bytes]:
+        with transaction(self._engine) as session:
+            return institutions.joined_keys(session)
+
+
+def _version() -> str:
+    try:
+        return version("fedpact")
+    except PackageNotFoundError:  # run from a source tree
+        return "0"

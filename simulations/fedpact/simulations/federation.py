@@ -1,0 +1,174 @@
+"""A simulated federation: one data set dealt out to sites that are real in all but place.
+
+Each site has its own folder, ledger, gate and policy, as an institution's has; what they
+share is the process, the resident base model and one tokenisation of the data.
+"""
+
+import hashlib
+import itertools
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from sqlalchemy.orm import Session
+
+from fedpact.client.datasets import Dataset
+from fedpact.client.gate import Gate
+from fedpact.client.home import ClientHome
+from fedpact.client.ledger import Ledger
+from fedpact.client.policy import Policy
+from fedpact.client.site import Site
+from fedpact.client.tables import DatasetRow
+from fedpact.client.validation import Split, split
+from fedpact.client.workbench import Workbench
+from fedpact.common import model as models
+from fedpact.common import tabular, tasks
+from fedpact.common.errors import DataError, UsageError
+from fedpact.common.records import EncodedRecords
+from fedpact.common.study import Institution, Sector, Study
+from fedpact.simulations.partition import Shard, parse_partition, partition
+
+DATA = "simulated"
+_SECTORS = tuple(Sector)
+
+# What a simulated site allows: the study alone decides. No institution's policy is like it.
+_POLICY = Policy(
+    require_model_sha256=False,
+    require_dp=False,
+    max_epsilon=1e6,
+    max_delta=0.5,
+    minimum_records=1,
+    allow_site_metrics=True,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Federation:
+    """Data dealt out to sites.
+
+    Attributes:
+        study: with the sites as its institutions.
+        shards: each site's records.
+        records: all records, encoded.
+        sha256: of the data file.
+        folder: where sites keep their things.
+    """
+
+    study: Study
+    shards: tuple[Shard, ...]
+    records: EncodedRecords
+    sha256: str
+    folder: Path
+
+    def site(self, index: int, workbench: Workbench) -> Site:
+        """Open one of the sites."""
+        shard = self.shards[index]
+        home = ClientHome(self.folder / shard.name)
+        engine = home.open_database()
+        content = hashlib.sha256(self.sha256.encode() + shard.indices.tobytes()).hexdigest()
+        dataset = Dataset(
+            DATA, home.folder, content, len(shard.indices), "csv", datetime.now(UTC)
+        )
+        with Session(engine) as session:
+            session.merge(
+                DatasetRow(
+                    name=DATA,
+                    path=str(home.folder),
+                    sha256=content,
+                    records=dataset.records,
+                    format=dataset.format,
+                    added_at=dataset.added_at,
+                )
+            )
+            session.commit()
+        mine = self.records.select(shard.indices)
+
+        def records(study: Study, dataset: Dataset) -> Split:
+            return split(study, dataset, mine)
+
+        return Site(
+            name=shard.name,
+            dataset=lambda _: dataset,
+            records=records,
+            policy=lambda: _POLICY,
+            ledger=Ledger(engine),
+            gate=Gate(engine, home.outbox),
+            workbench=workbench,
+        )
+
+    def prepare(self) -> None:
+        """Make the sites' folders; their databases are copies of one that is up to date."""
+        first = ClientHome(self.folder / self.shards[0].name)
+        first.open_database().dispose()
+        for shard in self.shards[1:]:
+            home = ClientHome(self.folder / shard.name)
+            home.create()
+            shutil.copyfile(first.folder / "fedpact.db", home.folder / "fedpact.db")
+
+
+def deal(
+    study: Study, data: Path, spec: str, sites: int | None, seed: int, folder: Path
+) -> Federation:
+    """Read a data set and deal it out.
+
+    Args:
+        study: whose task reads the data; its institutions give way to the simulated ones.
+        data: a CSV, JSON lines or Parquet file.
+        spec: how to deal, as `fedpact.simulations.partition` spells it.
+        sites: how many; None takes the study's number of institutions, or a column's values.
+        seed: of the dealing.
+        folder: where sites keep their things.
+
+    Raises:
+        UsageError: the partition cannot be made of this data.
+        DataError: the data cannot be read or does not fit the study.
+        StudyError: the study does not allow such sites.
+    """
+    task = tasks.for_study(study)
+    table = tabular.read(data)
+    rows = tabular.rows_for(table, task, data)
+    columns = {name: [str(v) for v in values] for name, values in table.columns.items()}
+    try:
+        how = parse_partition(spec)
+        if sites is None and not spec.startswith("column:"):
+            sites = len(study.institutions) or 3
+        labels = rows[study.task.label_column]
+        shards = partition(how, labels=labels, columns=columns, sites=sites, seed=seed)
+    except ValueError as error:
+        raise UsageError(f"{error}") from error
+    institutions = tuple(
+        Institution(name=shard.name, sector=sector, records=len(shard.indices))
+        for shard, sector in zip(shards, itertools.cycle(_SECTORS), strict=False)
+    )
+    quorum = min(study.federation.quorum, len(shards))
+    study = study.model_copy(
+        update={"federation": study.federation.model_copy(update={"quorum": quorum})}
+    ).with_institutions(institutions)
+    records = task.encode(models.load_tokenizer(study), rows, study.training.max_length)
+    return Federation(study, tuple(shards), records, table.sha256, folder)
+
+
+def find_data(study_file: Path, study: Study) -> Path:
+    """The data file that lies beside a study file.
+
+    Raises:
+        DataError: there is none, and where it was looked for.
+    """
+    names = [*filter(None, [study.study.dataset]), study_file.stem, "data", "train"]
+    suffixes = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet")
+    tried = [study_file.parent / f"{name}{suffix}" for name in names for suffix in suffixes]
+    for path in tried:
+        if path.is_file():
+            return path
+    raise DataError(
+        f"There is no data beside {study_file}: none of "
+        f"{', '.join(names)} with {', '.join(suffixes)}.",
+        advice="Name a file with --data.",
+    )
+
+
+def seeded_workbench(seed: int) -> Workbench:
+    """A workbench whose sampling and noise follow a seed. For simulations only."""
+    return Workbench(rng=np.random.default_rng(seed))

@@ -1,0 +1,102 @@
+"""`fedpact simulate`: a study among simulated sites, in one process or on Ray."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from sqlalchemy import Engine
+
+from fedpact.common import study as studies
+from fedpact.common.database import open_database, sqlite_url
+from fedpact.common.errors import UsageError
+from fedpact.server import app as server_app
+from fedpact.server import runs
+from fedpact.server.conduct import conduct
+from fedpact.server.home import MIGRATIONS
+from fedpact.server.results import RunResult, overview
+from fedpact.simulations.federation import Federation, deal, find_data, seeded_workbench
+from fedpact.simulations.grid import InProcessGrid
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What `fedpact simulate` was asked."""
+
+    study: Path
+    data: Path | None = None
+    sites: int | None = None
+    partition: str = "iid"
+    seed: int = 0
+    grid: str = "process"
+    folder: Path | None = None
+
+
+def run_simulation(asked: Simulation, *, as_json: bool) -> RunResult:
+    """Run a simulation and print its result.
+
+    Raises:
+        FedpactError: why it cannot run.
+    """
+    console = Console(stderr=True)
+    result, view = simulate(asked, console)
+    if as_json:
+        typer.echo(result.model_dump_json(indent=2))
+    else:
+        Console().print(overview(view))
+    return result
+
+
+def simulate(asked: Simulation, console: Console) -> tuple[RunResult, runs.RunView]:
+    """Run a simulation.
+
+    Returns:
+        its result, and the run as it was written down.
+
+    Raises:
+        FedpactError: why it cannot run.
+    """
+    study = studies.load(asked.study)
+    folder = asked.folder or _new_folder(study.study.name)
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"{folder} is not empty.", advice="Name another --folder.")
+    data = asked.data or find_data(asked.study, study)
+    with console.status(f"Reading {data}"):
+        federation = deal(
+            study, data, asked.partition, asked.sites, asked.seed, folder / "sites"
+        )
+        federation.prepare()
+    engine = open_database(sqlite_url(folder.resolve() / "fedpact.db"), MIGRATIONS)
+    run = runs.create(engine, federation.study, asked.study.parent)
+    artifacts = folder.resolve() / "artifacts"
+    with console.status(f"Run {run}"):
+        if asked.grid == "ray":
+            from fedpact.simulations.ray import conduct_on_ray
+
+            conduct_on_ray(engine, run, federation, artifacts, asked.seed)
+        else:
+            _conduct_here(engine, run, federation, artifacts, asked.seed)
+    view = runs.view(engine, run)
+    return RunResult.of(view), view
+
+
+def _conduct_here(
+    engine: Engine, run: str, federation: Federation, artifacts: Path, seed: int
+) -> None:
+    """Conduct a run with every site in this process."""
+    workbench = seeded_workbench(seed)
+    sites = [federation.site(i, workbench) for i in range(len(federation.shards))]
+    grid = InProcessGrid({i: site.answer for i, site in enumerate(sites)})
+    nodes = {site.name: i for i, site in enumerate(sites)}
+    conduct(
+        engine,
+        run,
+        server_app.GridExchange(grid, nodes),
+        artifacts,
+        workbench.model(federation.study).module,
+    )
+
+
+def _new_folder(name: str) -> Path:
+    return Path("fedpact-simulations") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"

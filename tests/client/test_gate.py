@@ -1,0 +1,219 @@
+"""The only door: what may not leave stays, what leaves is written down, and once."""
+
+import json
+import stat
+import threading
+
+import numpy as np
+import pytest
+from sqlalchemy import select
+from support.site_factory import some_weights, update_header
+
+from fedpact.client.gate import Gate
+from fedpact.client.home import ClientHome
+from fedpact.client.tables import DepartureRow, reading
+from fedpact.common import wire
+from fedpact.common.adapter import Weights
+from fedpact.common.errors import PolicyError, StorageError, TrainingError, WireError
+
+CHANGE = some_weights()
+EXPECTED = CHANGE.manifest
+METRICS = wire.SiteMetrics(loss=0.5, accuracy=0.75)
+
+
+@pytest.fixture
+def home(tmp_path):
+    return ClientHome(tmp_path / "home")
+
+
+@pytest.fixture
+def gate(home):
+    return Gate(home.open_database(), home.outbox)
+
+
+def departures(home) -> list[DepartureRow]:
+    with reading(home.open_database()) as session:
+        return list(session.scalars(select(DepartureRow).order_by(DepartureRow.id)))
+
+
+def refusal(code: str, reason: str = "because") -> wire.Refusal:
+    return wire.Refusal(run="r1", round=1, study_digest="a" * 64, code=code, reason=reason)
+
+
+def test_what_leaves_is_what_was_checked_and_is_written_down(gate, home):
+    header = update_header(CHANGE)
+    packet = gate.release(header, CHANGE, expected=EXPECTED, max_norm=CHANGE.norm)
+    read, weights = wire.unpack(packet)
+    assert read == header
+    assert weights is not None
+    np.testing.assert_array_equal(weights.flat, CHANGE.flat)
+
+    (departure,) = departures(home)
+    assert (departure.run, departure.round, departure.kind) == ("r1", 1, "update")
+    assert departure.bytes == packet.size == gate.bytes_out("r1")
+    assert len(departure.sha256) == 64
+    assert departure.summary["epsilon"] == 0.5
+    assert departure.summary["steps"] == 1
+    assert departure.summary["tensors"] == 2
+    assert "metrics" not in departure.summary
+
+
+def not_finite() -> Weights:
+    flat = CHANGE.flat.copy()
+    flat[3] = np.nan
+    return Weights(EXPECTED, flat)
+
+
+@pytest.mark.parametrize(
+    ("header", "change", "how"),
+    [
+        (update_header(not_finite()), not_finite(), {}),
+        (update_header(CHANGE), CHANGE, {"max_norm": 0.99 * CHANGE.norm}),
+        (update_header(CHANGE, metrics=METRICS), CHANGE, {}),
+        (update_header(CHANGE.select(["head.bias"])), CHANGE.select(["head.bias"]), {}),
+        (update_header(CHANGE), CHANGE, {"expected": EXPECTED.select(["head.bias"])}),
+        (update_header(CHANGE), some_weights(seed=1), {}),
+    ],
+)
+def test_what_is_not_right_stays(gate, home, header, change, how):
+    with pytest.raises((TrainingError, PolicyError, WireError)):
+        gate.release(header, change, **{"expected": EXPECTED, **how})
+    assert departures(home) == []
+    assert gate.stored("r1", 1) is None
+    assert not gate.has_left("r1", 1)
+    assert list(home.outbox.iterdir()) == []
+
+
+def test_metrics_leave_only_where_they_are_allowed(gate, home):
+    gate.release(
+        update_header(CHANGE, metrics=METRICS), CHANGE, expected=EXPECTED, allow_metrics=True
+    )
+    assert departures(home)[0].summary["metrics"] == {"loss": 0.5, "accuracy": 0.75}
+
+
+def test_a_round_that_is_asked_for_again_gets_the_same_bytes(gate, home):
+    first = gate.release(update_header(CHANGE), CHANGE, expected=EXPECTED)
+    restarted = Gate(home.open_database(), home.outbox)
+    assert restarted.stored("r1", 1) == first
+    assert restarted.resend("r1", 1) == first
+    assert restarted.resend("r1", 2) is None
+    assert restarted.resend("r2", 1) is None
+    assert [departure.kind for departure in departures(home)] == ["update", "update"]
+    assert restarted.bytes_out("r1") == 2 * first.size
+    assert restarted.bytes_out("r2") == 0
+
+
+def test_no_second_update_leaves_for_a_round(gate, home):
+    gate.release(update_header(CHANGE), CHANGE, expected=EXPECTED)
+    other = some_weights(seed=1)
+    with pytest.raises(PolicyError, match="Another update has left for round 1 of run r1"):
+        gate.release(update_header(other), other, expected=EXPECTED)
+    assert len(departures(home)) == 1
+
+
+def test_of_two_updates_at_once_one_leaves(gate, home):
+    barrier = threading.Barrier(4)
+    refused = []
+
+    def release(seed: int) -> None:
+        change = some_weights(seed)
+        barrier.wait()
+        try:
+            gate.release(update_header(change), change, expected=EXPECTED)
+        except PolicyError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=release, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(refused) == 3
+    assert len(departures(home)) == 1
+
+
+def test_refusals_are_written_down_too(gate, home):
+    packet = gate.refuse(refusal("budget", "No budget is left."))
+    header, array = wire.unpack(packet)
+    assert isinstance(header, wire.Refusal)
+    assert (header.reason, array) == ("No budget is left.", None)
+    (departure,) = departures(home)
+    assert departure.kind == "refusal"
+    assert departure.bytes == packet.size == gate.bytes_out("r1")
+    assert not gate.has_left("r1", 1)
+    assert gate.stored("r1", 1) is None
+
+
+@pytest.mark.parametrize("code", ["data", "training"])
+def test_a_refusal_tells_nothing_of_the_records(gate, home, code):
+    secret = "Record 17 has the label 'HIV positive'."
+    packet = gate.refuse(refusal(code, secret))
+    assert "17" not in packet.header
+    assert "HIV" not in packet.header
+    assert departures(home)[0].summary["reason"] == secret
+
+
+def test_that_training_failed_is_something_that_has_left(gate, home):
+    gate.refuse(refusal("training"))
+    assert gate.has_left("r1", 1)
+    assert departures(home)[0].kind == "failure"
+    assert gate.bytes_out("r1") > 0
+
+
+def test_the_outbox_is_private_and_keeps_the_last_few(gate, home):
+    for number in range(1, 31):
+        gate.release(update_header(CHANGE, round=number), CHANGE, expected=EXPECTED)
+    kept = list(home.outbox.iterdir())
+    assert len(kept) == 16
+    assert {stat.S_IMODE(path.stat().st_mode) for path in kept} == {0o600}
+    assert gate.stored("r1", 30) is not None
+    assert gate.stored("r1", 1) is None
+    assert gate.has_left("r1", 1)
+    with pytest.raises(PolicyError):
+        gate.release(update_header(some_weights(1)), some_weights(1), expected=EXPECTED)
+
+
+@pytest.mark.parametrize("run", ["..", ".", "a.1", "-"])
+def test_a_runs_name_leads_nowhere_else(gate, home, run):
+    gate.release(update_header(CHANGE, run=run), CHANGE, expected=EXPECTED)
+    assert gate.stored(run, 1) is not None
+    assert len(list(home.outbox.iterdir())) == 1
+    assert gate.stored("a", 1) is None
+
+
+def test_a_damaged_packet_is_not_sent(gate, home):
+    gate.release(update_header(CHANGE), CHANGE, expected=EXPECTED)
+    (path,) = home.outbox.iterdir()
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), b"", b"\xff\n"):
+        path.write_bytes(damaged)
+        assert gate.resend("r1", 1) is None
+    assert len(departures(home)) == 1
+
+
+def test_what_cannot_be_written_down_does_not_leave(home, gate, monkeypatch):
+    def full(*_: object) -> None:
+        raise StorageError("The disk is full.")
+
+    monkeypatch.setattr("fedpact.client.gate.write_private", full)
+    with pytest.raises(StorageError):
+        gate.release(update_header(CHANGE), CHANGE, expected=EXPECTED)
+    assert departures(home) == []
+    monkeypatch.undo()
+    engine = home.open_database()
+    with engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA query_only=ON")
+    with pytest.raises(StorageError):
+        Gate(engine, home.outbox).refuse(refusal("policy"))
+    assert departures(home) == []
+
+
+def test_a_summary_is_json_that_a_steward_can_read(gate, home):
+    gate.release(update_header(CHANGE), CHANGE, expected=EXPECTED)
+    assert json.loads(json.dumps(departures(home)[0].summary)) == {
+        "protocol": 1,
+        "study_digest": "a" * 64,
+        "epsilon": 0.5,
+        "steps": 1,
+        "tensors": 2,
+    }

@@ -1,0 +1,230 @@
+"""The joining side against servers that are not what they should be (in threads, real TLS)."""
+
+import asyncio
+import json
+import select
+import socket
+import socketserver
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from fedpact.client.home import ClientHome
+from fedpact.client.join import join, load_site
+from fedpact.common import certificates
+from fedpact.common.errors import AddressError, TrustError, UsageError, WireError
+from fedpact.common.invitation import Invitation, new_secret, split_address
+from fedpact.server.listener import GatewayServer, bind
+
+ANSWER = {"institution": "A", "sector": "academia", "node_id": "7", "version": "1"}
+
+
+class Impostor:
+    """A server with a CA of its own that answers `/v1/join` as it is told, and listens."""
+
+    def __init__(self, folder: Path, **certificate: int) -> None:
+        self.authority = certificates.make_authority("somebody")
+        self.issue(folder, self.authority, **certificate)
+        self.answer: Callable[[], Response] = lambda: JSONResponse(ANSWER)
+        self.heard: list[dict[str, str]] = []
+        self.folder = folder
+        self.address = ""
+
+    def issue(self, folder: Path, authority, **certificate: int) -> None:
+        server, key = certificates.make_server_certificate(
+            *authority, ["localhost"], **certificate
+        )
+        chain = (server, self.authority[0])
+        (folder / "server.pem").write_bytes(
+            b"".join(certificates.certificate_pem(c) for c in chain)
+        )
+        (folder / "server.key").write_bytes(certificates.private_pem(key))
+
+    async def _join(self, request: Request) -> Response:
+        self.heard.append(json.loads(await request.body()))
+        return self.answer()
+
+    @contextmanager
+    def serving(self) -> Iterator["Impostor"]:
+        app = Starlette(routes=[Route("/v1/join", self._join, methods=["POST"])])
+        with bind("127.0.0.1", 0) as listener:
+            self.address = f"localhost:{listener.getsockname()[1]}"
+            server = GatewayServer(app, self.folder / "server.pem", self.folder / "server.key")
+            thread = threading.Thread(
+                target=lambda: asyncio.run(server.serve(sockets=[listener]))
+            )
+            thread.start()
+            try:
+                yield self
+            finally:
+                server.should_exit = True
+                thread.join()
+
+    def token(self, *, fingerprint: str = "") -> str:
+        print_ = fingerprint or certificates.fingerprint(self.authority[0])
+        return Invitation(self.address, print_, "A", new_secret()).encode()
+
+
+@pytest.fixture
+def server(tmp_path) -> Iterator[Impostor]:
+    with Impostor(tmp_path).serving() as server:
+        yield server
+
+
+@pytest.fixture
+def home(tmp_path) -> ClientHome:
+    return ClientHome(tmp_path / "site")
+
+
+def test_joining_leaves_what_the_site_needs(server, home):
+    token = server.token()
+    settings = join(token, home)
+    site = load_site(home)
+    assert (site.institution, site.sector, site.node_id) == ("A", "academia", 7)
+    assert site.address == settings.coordinator == server.address
+    assert site.ca == certificates.certificate_pem(server.authority[0])
+    assert server.heard == [
+        {
+            "secret": Invitation.decode(token).secret,
+            "public_key": certificates.public_pem(site.keys[1]).decode(),
+        }
+    ]
+
+
+def test_the_private_key_is_never_sent(server, home):
+    join(server.token(), home)
+    secret_part = home.private_key.read_text().splitlines()[1]
+    assert secret_part not in json.dumps(server.heard)
+
+
+def test_another_ca_hears_nothing(server, home):
+    with pytest.raises(TrustError, match="not the coordinator that the token names"):
+        join(server.token(fingerprint="ab" * 32), home)
+    assert not server.heard
+    assert not home.folder.exists()
+
+
+def test_a_chain_that_only_shows_the_right_ca_is_not_enough(tmp_path, home):
+    """Anybody can append the coordinator's CA certificate: it is public."""
+    impostor = Impostor(tmp_path)
+    impostor.issue(tmp_path, certificates.make_authority("somebody"))
+    refused = pytest.raises(TrustError, match="not issued by the coordinator's CA")
+    with impostor.serving() as server, refused:
+        join(server.token(), home)
+    assert not server.heard
+
+
+def test_an_expired_certificate_is_said_to_be_one(tmp_path, home):
+    refused = pytest.raises(TrustError, match="server certificate expired on")
+    with Impostor(tmp_path, days=-3).serving() as server, refused:
+        join(server.token(), home)
+    assert not server.heard
+
+
+def test_a_site_joins_once(server, home):
+    join(server.token(), home)
+    with pytest.raises(UsageError, match="has joined localhost"):
+        join(server.token(), home)
+
+
+def test_a_refusal_is_passed_on_with_its_reason(server, home):
+    server.answer = lambda: JSONResponse({"detail": "This invitation expired."}, 403)
+    with pytest.raises(TrustError, match=r"^This invitation expired\."):
+        join(server.token(), home)
+    assert not home.site.exists()
+
+
+def test_a_coordinator_that_is_not_ready_says_later(server, home):
+    server.answer = lambda: PlainTextResponse("", 503)
+    with pytest.raises(AddressError, match="did not take us in: HTTP 503"):
+        join(server.token(), home)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [{}, [], "text", {**ANSWER, "node_id": "x"}, {**ANSWER, "node_id": 7}],
+)
+def test_an_answer_that_is_not_a_coordinators_is_refused(server, home, answer):
+    server.answer = lambda: JSONResponse(answer)
+    with pytest.raises(WireError):
+        join(server.token(), home)
+    assert not home.site.exists()
+
+
+def test_an_answer_for_somebody_else_is_refused(server, home):
+    server.answer = lambda: JSONResponse({**ANSWER, "institution": "B"})
+    with pytest.raises(TrustError, match="answered for B"):
+        join(server.token(), home)
+    assert not home.site.exists()
+
+
+def test_a_second_attempt_uses_the_same_keys(server, home):
+    server.answer = lambda: PlainTextResponse("", 503)
+    with pytest.raises(AddressError):
+        join(server.token(), home)
+    server.answer = lambda: JSONResponse(ANSWER)
+    join(server.token(), home)
+    assert len({heard["public_key"] for heard in server.heard}) == 1
+
+
+def test_nobody_at_the_address_is_said(home):
+    with bind("127.0.0.1", 0) as listener:
+        address = f"localhost:{listener.getsockname()[1]}"
+    token = Invitation(address, "ab" * 32, "A", new_secret()).encode()
+    with pytest.raises(AddressError, match="cannot be reached"):
+        join(token, home)
+
+
+class _Tunnel(socketserver.StreamRequestHandler):
+    """The CONNECT method of an HTTP proxy."""
+
+    asked: ClassVar[list[str]] = []
+
+    def handle(self) -> None:
+        target = self.rfile.readline().split()[1].decode()
+        self.asked.append(target)
+        while self.rfile.readline().strip():
+            pass
+        host, port = split_address(target)
+        with socket.create_connection((host, port)) as upstream:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            ends = {self.connection: upstream, upstream: self.connection}
+            while True:
+                for end in select.select(list(ends), [], [])[0]:
+                    if not (data := end.recv(65536)):
+                        return
+                    ends[end].sendall(data)
+
+
+def test_joining_goes_through_the_proxy_that_the_environment_names(server, home, monkeypatch):
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Tunnel) as proxy:
+        threading.Thread(target=proxy.serve_forever).start()
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.server_address[1]}")
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        try:
+            join(server.token(), home)
+        finally:
+            proxy.shutdown()
+    assert set(_Tunnel.asked) == {server.address}
+    assert load_site(home).institution == "A"
+
+
+def test_what_was_joined_is_checked_when_it_is_read(server, home):
+    with pytest.raises(TrustError, match="has not joined"):
+        load_site(home)
+    join(server.token(), home)
+    home.ca.write_bytes(certificates.certificate_pem(certificates.make_authority("x")[0]))
+    with pytest.raises(TrustError, match="not the CA that this site joined"):
+        load_site(home)
+    home.site.write_text("institution = 1")
+    with pytest.raises(TrustError, match="cannot be read"):
+        load_site(home)
