@@ -11,7 +11,7 @@ any privacy.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -91,6 +91,8 @@ class Site:
 
     def _answer(self, request: wire.RequestHeader, weights: Weights) -> wire.Packet:
         study = _study(request)
+        if request.round > study.training.rounds:
+            raise StudyError(f"The study has {study.training.rounds} rounds, no more.")
         mechanism = plan(study, self.name)
         if (stored := self.gate.resend(request.run, request.round)) is not None:
             log.info("run %s round %d: sent again", request.run, request.round)
@@ -152,7 +154,7 @@ class Site:
             log.warning("run %s round %d: taken up after a crash", request.run, request.round)
             return standing
 
-    def _refuse(self, head: dict[str, str | int], error: FedpactError) -> wire.Packet:
+    def _refuse(self, head: Mapping[str, object], error: FedpactError) -> wire.Packet:
         code = next(code for kind, code in _CODES.items() if isinstance(error, kind))
         log.warning(
             "run %s round %s: refused (%s): %s", head["run"], head["round"], code, error

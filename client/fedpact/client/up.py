@@ -39,7 +39,7 @@ def build_site(home: ClientHome, name: str, workbench: Workbench) -> Site:
 
     def records(study: Study, dataset: Dataset) -> Split:
         tokenizer = workbench.model(study).tokenizer
-        return split(study, dataset, encode(home, dataset, study, tokenizer))
+        return split(study, encode(home, dataset, study, tokenizer))
 
     return Site(
         name=name,

@@ -1,7 +1,8 @@
 """A site's validation split: set aside only where a study asks for metrics.
 
-Which records are set aside follows from the data set's content and the record's place in
-it, so it is the same in every round and run: a record is never trained on and measured on.
+Whether a record is set aside follows from its own tokens alone, so it is the same in every
+round and run, a record is never trained on and measured on, equal texts fall on one side,
+and adding or removing a record moves no other: the promise stays one about one record.
 """
 
 import hashlib
@@ -9,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedpact.client.datasets import Dataset
 from fedpact.common.records import EncodedRecords
 from fedpact.common.study import Study
+
+_SALT = b"fedpact split"
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,14 +24,20 @@ class Split:
     validation: EncodedRecords
 
 
-def split(study: Study, dataset: Dataset, records: EncodedRecords) -> Split:
+def split(study: Study, records: EncodedRecords) -> Split:
     """Set records aside where the study asks for site metrics; otherwise none."""
     aside = np.zeros(len(records), dtype=bool)
     if study.evaluation.site_metrics:
-        seed = int.from_bytes(hashlib.sha256(dataset.sha256.encode()).digest()[:8], "little")
-        draws = np.random.default_rng(seed).random(len(records))
+        draws = np.array([_draw(records, index) for index in range(len(records))])
         aside = draws < study.evaluation.validation_fraction
     return Split(
         records.select(np.flatnonzero(~aside)) if aside.any() else records,
         records.select(np.flatnonzero(aside)),
     )
+
+
+def _draw(records: EncodedRecords, index: int) -> float:
+    """A number in [0, 1) that follows from a record's tokens."""
+    tokens = records.ids[records.offsets[index] : records.offsets[index + 1]].astype("<i4")
+    digest = hashlib.blake2b(tokens.tobytes(), digest_size=8, salt=_SALT).digest()
+    return int.from_bytes(digest, "big") / 2**64

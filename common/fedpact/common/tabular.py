@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 
 Format = Literal["csv", "jsonl", "parquet"]
 _MOST_SHOWN = 10
-_SUFFIXES: dict[str, Format] = {
+_FORMATS: dict[str, Format] = {
     ".csv": "csv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".parquet": "parquet",
 }
+SUFFIXES = (*_FORMATS, ".csv.gz", ".jsonl.gz")
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +101,7 @@ def _digest_of(path: Path, *_identity: int) -> str:
 def _format(path: Path) -> Format:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     zipped = suffixes[-1:] == [".gz"]
-    format_ = _SUFFIXES.get("".join(suffixes[:-1][-1:] if zipped else suffixes[-1:]))
+    format_ = _FORMATS.get("".join(suffixes[:-1][-1:] if zipped else suffixes[-1:]))
     if format_ is None or (zipped and format_ == "parquet"):
         raise DataError(
             f"{path} is not a kind of file that can be read.",

@@ -86,7 +86,7 @@ class Federation:
         mine = self.records.select(shard.indices)
 
         def records(study: Study, dataset: Dataset) -> Split:
-            return split(study, dataset, mine)
+            return split(study, mine)
 
         return Site(
             name=shard.name,

@@ -1,0 +1,59 @@
+"""`fedpact client`: an institution's daemon."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedpact.client.dataset_cli import dataset_app, ledger
+
+client_app = typer.Typer(no_args_is_help=True, help="An institution's daemon.")
+client_app.add_typer(dataset_app, name="dataset")
+client_app.command("ledger")(ledger)
+
+Home = Annotated[
+    Path,
+    typer.Option(envvar="FEDPACT_CLIENT_HOME", help="The site's folder."),
+]
+DEFAULT_HOME = Path("~/.fedpact/client")
+
+
+@client_app.command()
+def join(
+    token: Annotated[str, typer.Argument(help="What the coordinator's invite printed.")],
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Join a federation with one token: makes keys here, trusts the coordinator's CA."""
+    from fedpact.client import policy
+    from fedpact.client.home import ClientHome, write_private
+    from fedpact.client.join import join as join_federation
+
+    site = ClientHome(home.expanduser())
+    joined = join_federation(token, site)
+    if not site.policy.exists():
+        write_private(site.policy, policy.template().encode())
+    typer.echo(
+        f"{joined.name} has joined {joined.address}.\n"
+        f"Your rules are in {site.policy}: read them.\n"
+        "Next: `fedpact client dataset add NAME FILE`, then `fedpact client up`."
+    )
+
+
+@client_app.command()
+def up(home: Home = DEFAULT_HOME) -> None:
+    """Serve: answer the coordinator's requests, within your policy, until stopped."""
+    import logging
+    import os
+
+    from fedpact.client.home import ClientHome
+
+    # A base model comes from this machine; what it asks the hub for beside that is noise.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    logging.basicConfig(
+        level=os.environ.get("FEDPACT_LOG_LEVEL", "INFO"),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    from fedpact.client.up import up as serve
+
+    serve(ClientHome(home.expanduser()))

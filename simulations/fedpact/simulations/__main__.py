@@ -1,0 +1,5 @@
+"""`python -m fedpact.simulations` is `fedpact`."""
+
+from fedpact.simulations.cli import main
+
+main()

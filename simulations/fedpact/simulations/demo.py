@@ -1,0 +1,271 @@
+"""`fedpact demo`: a whole federation on this machine, for real.
+
+One coordinator and three institutions, each a process of its own with its own folder, data
+and database; SuperLink behind the gateway, TLS and node authentication on. The processes
+are those that `fedpact server up` and `fedpact client up` start anywhere.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import tomli_w
+import typer
+from rich.console import Console
+
+from fedpact.client import policy
+from fedpact.client.datasets import Datasets
+from fedpact.client.home import ClientHome, write_private
+from fedpact.client.join import join
+from fedpact.common import tabular
+from fedpact.common.certificates import fingerprint, load_certificate
+from fedpact.common.errors import AddressError, DataError, UsageError
+from fedpact.common.model import file_digest
+from fedpact.common.study import Sector
+from fedpact.server import home as homes
+from fedpact.server import institutions, runs
+from fedpact.server.home import ServerHome
+from fedpact.server.results import RunResult, overview
+from fedpact.server.starting import start_run
+from fedpact.server.tables import transaction
+from fedpact.server.watch import watch
+from fedpact.simulations.reports import VOICES, write_demo_data
+
+_MARK = ".fedpact-demo"
+_STOP_SECONDS = 15.0
+_START_SECONDS = 120.0
+_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_TEST_SET = "public_test"
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What `fedpact demo` was asked."""
+
+    folder: Path
+    rounds: int | None = None
+    records: int | None = None
+    data: Path | None = None
+
+
+@dataclass(frozen=True)
+class Member:
+    """An institution of the demo and its data file."""
+
+    name: str
+    sector: Sector
+    data: Path
+
+
+def run_demo(asked: Demo, *, as_json: bool) -> None:
+    """Run the demo, show it while it goes on, print its result.
+
+    Raises:
+        FedpactError: why it could not run to its end.
+    """
+    console = Console(stderr=True)
+    folder = _fresh_folder(asked.folder)
+    members, test_set = _members(asked, folder)
+    study_file = _write_study(folder, members, test_set, asked.rounds)
+    console.print(f"Everything is in [bold]{folder}[/]; Ctrl-C ends it all.", highlight=False)
+    with ExitStack() as running:
+        view = _run(folder, members, study_file, console, running)
+        with console.status("Stopping every process"):
+            running.close()
+    if as_json:
+        typer.echo(RunResult.of(view).model_dump_json(indent=2))
+    else:
+        Console().print(overview(view))
+    if view.status != "completed":
+        from fedpact.common.errors import RunError
+
+        raise RunError(f"The run ended as {view.status}: {view.message}")
+
+
+def _run(
+    folder: Path,
+    members: list[Member],
+    study_file: Path,
+    console: Console,
+    running: ExitStack,
+) -> runs.RunView:
+    server = homes.init(folder / "coordinator", "localhost", _free_port())
+    threads = max(1, (os.cpu_count() or 1) // len(members))
+    with console.status("Starting the coordinator"):
+        process = running.enter_context(
+            _process(["server", "up", "--home", str(server.folder)], server.log, threads)
+        )
+        _wait_until_up(server, process)
+    for member in members:
+        home = ClientHome(folder / "sites" / member.data.name.split(".")[0])
+        with console.status(f"{member.name} joins"):
+            _join(server, member, home)
+            running.enter_context(
+                _process(["client", "up", "--home", str(home.folder)], home.folder, threads)
+            )
+    run = start_run(server.folder, study_file)
+    return watch(server.open_database(), run, console)
+
+
+def _join(server: ServerHome, member: Member, home: ClientHome) -> None:
+    """What the coordinator and the institution type, in its order."""
+    engine = server.open_database()
+    with transaction(engine) as session:
+        token = institutions.invite(
+            session,
+            member.name,
+            member.sector,
+            address=server.settings().address,
+            fingerprint=fingerprint(load_certificate(server.ca)),
+            valid_for=timedelta(hours=1),
+        )
+    engine.dispose()
+    join(token, home)
+    write_private(home.policy, policy.template().encode())
+    Datasets(home.open_database()).add("reports", member.data)
+
+
+def _members(asked: Demo, folder: Path) -> tuple[list[Member], Path | None]:
+    """The institutions with their files, and the public test set if there is one.
+
+    Raises:
+        DataError: the folder that was named does not hold one file per institution.
+    """
+    if asked.data is None:
+        made = write_demo_data(folder / "data", records=asked.records)
+        members = [Member(v.institution, Sector(v.sector), made.sites[v.key]) for v in VOICES]
+        return members, made.public_test
+    files = [
+        path
+        for path in sorted(asked.data.expanduser().glob("*"))
+        if path.name.lower().endswith(tabular.SUFFIXES)
+    ]
+    test_sets = [path for path in files if path.name.startswith(_TEST_SET)]
+    own = [path for path in files if path not in test_sets]
+    if len(own) != len(VOICES):
+        raise DataError(
+            f"{asked.data} holds {len(own)} data files, the demo has {len(VOICES)} institutions.",
+            advice=f"Give one .csv, .jsonl or .parquet each, and {_TEST_SET}.csv if you have one.",
+        )
+    members = [
+        Member(voice.institution, Sector(voice.sector), path)
+        for voice, path in zip(VOICES, own, strict=True)
+    ]
+    return members, test_sets[0] if test_sets else None
+
+
+def _write_study(
+    folder: Path, members: list[Member], test_set: Path | None, rounds: int | None
+) -> Path:
+    """Write the demo's study: sizes as the institutions declare them."""
+    tables = {member.name: tabular.read(member.data) for member in members}
+    labels = sorted({str(x) for t in tables.values() for x in t.columns.get("label", [])})
+    if len(labels) < 2:  # noqa: PLR2004 - a classifier needs two
+        raise DataError("The data has fewer than two labels in its column 'label'.")
+    smallest = min(table.records for table in tables.values())
+    evaluation = {}
+    if test_set is not None:
+        copy = folder / test_set.name
+        shutil.copyfile(test_set, copy)
+        evaluation = {"data": copy.name, "sha256": file_digest(copy)}
+    document = {
+        "study": {
+            "name": "adverse-events",
+            "purpose": "Find the reports of adverse drug reactions that are serious.",
+        },
+        "task": {"name": "text-classification", "labels": labels},
+        "model": {
+            "base": "sentence-transformers/all-MiniLM-L6-v2",
+            "sha256": _MINILM_SHA256,
+        },
+        "adapter": {"r": 8, "lora_alpha": 16, "target_modules": ["query", "value"]},
+        "training": {
+            "rounds": rounds or 10,
+            "local_steps": 2,
+            "batch_size": min(256, max(16, smallest // 8)),
+            "learning_rate": 5e-3,
+            "max_length": 64,
+        },
+        "privacy": {"target_epsilon": 8.0, "target_delta": 1e-5, "max_grad_norm": 1.0},
+        "aggregation": {"method": "ffa-lora"},
+        "federation": {"quorum": 2, "deadline_seconds": 600.0},
+        "evaluation": evaluation,
+        "institutions": [
+            {"name": m.name, "sector": m.sector.value, "records": tables[m.name].records}
+            for m in members
+        ],
+    }
+    path = folder / "study.toml"
+    path.write_text(tomli_w.dumps(document), encoding="utf-8")
+    return path
+
+
+def _fresh_folder(folder: Path) -> Path:
+    """An empty folder; only one that an earlier demo made is emptied.
+
+    Raises:
+        UsageError: the folder holds something else.
+    """
+    folder = folder.expanduser().absolute()
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / _MARK).exists():
+            raise UsageError(
+                f"{folder} is not an earlier demo's and not empty.",
+                advice="Name another --folder.",
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _MARK).touch()
+    return folder
+
+
+@contextmanager
+def _process(arguments: list[str], folder: Path, threads: int) -> Iterator[subprocess.Popen]:
+    """Run `fedpact …` in the background; at the end SIGTERM, and SIGKILL if that is ignored.
+
+    A process of many threads on a core that others want too is many times slower than one
+    of a single thread, so cores are shared out.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{arguments[0]}.log").open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fedpact.simulations", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"},
+            start_new_session=True,  # Ctrl-C comes here first; we end them in order
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_up(server: ServerHome, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while server.serving() is None:
+        if process.poll() is not None or time.monotonic() > deadline:
+            log = (server.log / "server.log").read_text(encoding="utf-8", errors="replace")
+            last = (log.strip().splitlines() or ["it said nothing"])[-1]
+            raise AddressError(f"The coordinator did not start: {last}")
+        time.sleep(0.1)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
