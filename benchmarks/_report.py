@@ -76,6 +76,8 @@ def measured_on() -> dict[str, Value]:
         "gpu": "",
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
+        # Above the number of cores, others were measured too.
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else "",
     }
     for library in _LIBRARIES:
         try:

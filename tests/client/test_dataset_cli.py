@@ -4,7 +4,6 @@ import json
 
 import pytest
 import typer
-from support.site_factory import a_study, write_csv
 from typer.testing import CliRunner
 
 from fedpact.client.dataset_cli import dataset_app, ledger
@@ -14,6 +13,7 @@ from fedpact.client.ledger import Ledger
 from fedpact.common import accounting
 from fedpact.common.errors import DataError
 from fedpact.common.mechanism import SubsampledGaussian
+from support.site_factory import a_study, write_csv
 
 app = typer.Typer()
 app.add_typer(dataset_app, name="dataset")

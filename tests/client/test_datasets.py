@@ -7,12 +7,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
-from support.site_factory import a_study
 
 from fedpact.client.datasets import Datasets, load_rows, require_unchanged
 from fedpact.client.home import ClientHome
 from fedpact.common import tasks
 from fedpact.common.errors import DataError, StorageError, UsageError
+from support.site_factory import a_study
 
 TASK = tasks.for_study(a_study())
 ROWS = {

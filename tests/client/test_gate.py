@@ -7,7 +7,6 @@ import threading
 import numpy as np
 import pytest
 from sqlalchemy import select
-from support.site_factory import some_weights, update_header
 
 from fedpact.client.gate import Gate
 from fedpact.client.home import ClientHome
@@ -15,6 +14,7 @@ from fedpact.client.tables import DepartureRow, reading
 from fedpact.common import wire
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import PolicyError, StorageError, TrainingError, WireError
+from support.site_factory import some_weights, update_header
 
 CHANGE = some_weights()
 EXPECTED = CHANGE.manifest

@@ -16,7 +16,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, create_engine, text
-from support.site_factory import a_study, write_csv
 
 from fedpact.client.datasets import Datasets
 from fedpact.client.home import MIGRATIONS, ClientHome
@@ -26,6 +25,7 @@ from fedpact.common import accounting
 from fedpact.common.database import open_database
 from fedpact.common.errors import BudgetError, DataError, StorageError
 from fedpact.common.mechanism import SubsampledGaussian
+from support.site_factory import a_study, write_csv
 
 DELTA = 1e-5
 CAP = 100.0

@@ -4,11 +4,11 @@ import re
 import tomllib
 
 import pytest
-from support.site_factory import INSTITUTION, MODEL_SHA256, a_study
 
 from fedpact.client import policy as policies
 from fedpact.client.policy import Policy, check
 from fedpact.common.errors import PolicyError, StudyError
+from support.site_factory import INSTITUTION, MODEL_SHA256, a_study
 
 MANY = 1000
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.site_factory import a_home, a_study, write_csv
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -16,6 +15,7 @@ from fedpact.client.record_cache import encode, forget_all_but, tokenizer_digest
 from fedpact.common import tasks
 from fedpact.common.errors import DataError, StorageError
 from fedpact.common.records import EncodedRecords
+from support.site_factory import a_home, a_study, write_csv
 
 STUDY = a_study()
 

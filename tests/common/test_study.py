@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.site_factory import a_study
 
 from fedpact.common import study as studies
 from fedpact.common import study_check
 from fedpact.common.errors import StudyError
 from fedpact.common.study import Study
+from support.site_factory import a_study
 
 FILE = """\
 [study]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.site_factory import a_study, some_weights, update_header
 
 from fedpact.common import wire
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import WireError
+from support.site_factory import a_study, some_weights, update_header
 
 WEIGHTS = some_weights()
 STUDY = a_study()

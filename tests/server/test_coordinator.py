@@ -13,8 +13,6 @@ from flwr.proto.node_pb2 import Node
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.fleet_http_connection import http_request_response
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
-from support.coordinator import Coordinator, make_home, serving
-from support.processes import wait_for
 
 from fedpact.client.home import ClientHome
 from fedpact.client.join import JoinedSite, join, load_site
@@ -24,6 +22,8 @@ from fedpact.common.invitation import Invitation, split_address
 from fedpact.server import institutions
 from fedpact.server.gateway import FLEET_ROUTES
 from fedpact.server.tables import transaction
+from support.coordinator import Coordinator, make_home, serving
+from support.processes import wait_for
 
 pytestmark = pytest.mark.e2e
 

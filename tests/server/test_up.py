@@ -11,8 +11,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.coordinator import SERVER, make_home, serving
-from support.processes import is_alive, running, wait_for
 
 from fedpact.common import certificates
 from fedpact.common.errors import AddressError, RunError, TrustError, UsageError
@@ -22,6 +20,8 @@ from fedpact.server.fab import bundle
 from fedpact.server.home import ServerHome
 from fedpact.server.superlink import _descendants
 from fedpact.server.up import up
+from support.coordinator import SERVER, make_home, serving
+from support.processes import is_alive, running, wait_for
 
 SLEEPER = {
     "pyproject.toml": """

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from support.processes import free_port, running, wait_for
-
 from fedpact.client.home import ClientHome
 from fedpact.client.join import JoinedSite, join, load_site
 from fedpact.common.certificates import fingerprint, load_certificate
@@ -20,6 +18,7 @@ from fedpact.server.control import Control
 from fedpact.server.home import ServerHome
 from fedpact.server.tables import transaction
 from fedpact.server.up import READY
+from support.processes import free_port, running, wait_for
 
 SERVER = "from fedpact.server.cli import server_app; server_app()"
 

@@ -33,7 +33,7 @@ def join(
     if not site.policy.exists():
         write_private(site.policy, policy.template().encode())
     typer.echo(
-        f"{joined.name} has joined {joined.address}.\n"
+        f"{joined.institution} has joined {joined.coordinator}.\n"
         f"Your rules are in {site.policy}: read them.\n"
         "Next: `fedpact client dataset add NAME FILE`, then `fedpact client up`."
     )

@@ -36,9 +36,7 @@ def evaluate(
     losses, logits = [], []
     with torch.inference_mode():
         for start in range(0, len(order), _BATCH):
-            batch = records.collate(
-                order[start : start + _BATCH], pad_id=pad_id, device=device
-            )
+            batch = records.collate(order[start : start + _BATCH], pad_id=pad_id, device=device)
             loss, output = task.loss(model, batch)
             losses.append(loss.cpu().numpy())
             logits.append(output.cpu().numpy())

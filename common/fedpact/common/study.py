@@ -99,7 +99,9 @@ class Adapter(_Section):
     )
     lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout before LoRA's A.")
     target_modules: tuple[str, ...] = Field(
-        default=("query", "value"), min_length=1, description="The linear layers that LoRA adapts."
+        default=("query", "value"),
+        min_length=1,
+        description="The linear layers that LoRA adapts.",
     )
     modules_to_save: tuple[str, ...] = Field(
         default=("classifier",), description="Layers trained in full: the task's head."
@@ -127,7 +129,10 @@ class Training(_Section):
         default=False, description="Whether the base model's own dropout is active in training."
     )
     max_length: int = Field(
-        default=128, ge=4, le=8192, description="Tokens of a text that are read; the rest is cut."
+        default=128,
+        ge=4,
+        le=8192,
+        description="Tokens of a text that are read; the rest is cut.",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="Arithmetic; auto takes bf16 where the device has it."

@@ -5,7 +5,8 @@ itself: Flower's `send_and_receive` looks for replies every three seconds only.
 """
 
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -45,7 +46,7 @@ class GridExchange:
         self._activated: dict[str, str] = {}
         self._next_check = 0.0
 
-    def present(self) -> Set[str]:
+    def present(self) -> AbstractSet[str]:
         """Names of the institutions whose node is online."""
         return self._online().keys()
 
@@ -54,8 +55,7 @@ class GridExchange:
         self._activated = self._online()
         names = list(packets)
         messages = [
-            Message(to_record(packets[name]), self._nodes[name], MESSAGE_TYPE)
-            for name in names
+            Message(to_record(packets[name]), self._nodes[name], MESSAGE_TYPE) for name in names
         ]
         sent = self._grid.push_messages(messages)
         self._waiting = {m: n for m, n in zip(sent, names, strict=True) if m}
@@ -71,7 +71,7 @@ class GridExchange:
             time.sleep(_POLL_SECONDS)
         return came
 
-    def lost(self, pending: Set[str]) -> Set[str]:
+    def lost(self, pending: AbstractSet[str]) -> AbstractSet[str]:
         """Those whose node is offline, or was activated again since it was asked."""
         if time.monotonic() < self._next_check:
             return set()

@@ -95,9 +95,7 @@ class RunResult(_Part):
 
 def _spent(view: RunView, institution: str) -> float | None:
     """The ε that the site stated last."""
-    stated = [
-        r.answers[institution].epsilon for r in view.rounds if institution in r.answers
-    ]
+    stated = [r.answers[institution].epsilon for r in view.rounds if institution in r.answers]
     return next((epsilon for epsilon in reversed(stated) if epsilon is not None), None)
 
 

@@ -9,7 +9,8 @@ What carries packets is an `Exchange`; what remembers is a `Record`. Neither is 
 """
 
 import time
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -25,7 +26,7 @@ from fedpact.server.admission import Admitted, Expected, SetAside, admit
 class Exchange(Protocol):
     """What carries packets to sites and back."""
 
-    def present(self) -> Set[str]:
+    def present(self) -> AbstractSet[str]:
         """Names of the institutions whose sites are connected."""
         ...
 
@@ -37,7 +38,7 @@ class Exchange(Protocol):
         """Replies that have come since last asked; waits a moment if there are none."""
         ...
 
-    def lost(self, pending: Set[str]) -> Set[str]:
+    def lost(self, pending: AbstractSet[str]) -> AbstractSet[str]:
         """Those of the pending whose site cannot answer any more (gone, or restarted)."""
         ...
 
@@ -68,7 +69,7 @@ class Answer:
 class Record(Protocol):
     """What remembers a run."""
 
-    def round_started(self, number: int, asked: Set[str]) -> None:
+    def round_started(self, number: int, asked: AbstractSet[str]) -> None:
         """A round begins and these institutions were asked."""
         ...
 
@@ -146,7 +147,7 @@ class Conductor:
         self.record.round_ended(number, weights, self.clock() - started)
         return weights
 
-    def _gather(self, number: int) -> Set[str]:
+    def _gather(self, number: int) -> AbstractSet[str]:
         """Wait until a quorum of the study's institutions is there."""
         wanted = {institution.name for institution in self.study.institutions}
         needed = self.study.federation.quorum if number > 1 else len(wanted)
@@ -180,7 +181,7 @@ class Conductor:
             self.record.measured(number, self.measure(weights))
 
     def _collect(
-        self, number: int, weights: Weights, asked: Set[str], started: float
+        self, number: int, weights: Weights, asked: AbstractSet[str], started: float
     ) -> Weights:
         """Add up the round's updates as they come."""
         trained = weights.manifest.select(

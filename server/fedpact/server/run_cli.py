@@ -63,7 +63,9 @@ def list_(
 
 @run_app.command()
 def watch(
-    run: Annotated[str | None, typer.Argument(help="Which run; the newest if not given.")] = None,
+    run: Annotated[
+        str | None, typer.Argument(help="Which run; the newest if not given.")
+    ] = None,
     home: Home = DEFAULT_HOME,
     format: Format = "table",  # noqa: A002
 ) -> None:

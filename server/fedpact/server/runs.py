@@ -6,7 +6,8 @@ coordinator killed between two of them knows on restart where it was.
 
 import os
 import secrets
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,9 +67,9 @@ def study_of(engine: Engine, run: str) -> tuple[Study, Path]:
     """
     with Session(engine) as session:
         row = session.scalar(
-            select(StudyRow).join(RunRow, RunRow.study_digest == StudyRow.digest).where(
-                RunRow.id == run
-            )
+            select(StudyRow)
+            .join(RunRow, RunRow.study_digest == StudyRow.digest)
+            .where(RunRow.id == run)
         )
         if row is None:
             raise RunError(f"There is no run {run}.", advice="`fedpact run list` shows them.")
@@ -138,7 +139,7 @@ class RunRecord:
         self._run = run
         self._artifacts = artifacts
 
-    def round_started(self, number: int, asked: Set[str]) -> None:
+    def round_started(self, number: int, asked: AbstractSet[str]) -> None:
         """A round begins and these institutions were asked."""
         with Session(self._engine) as session:
             session.add(RoundRow(run=self._run, number=number, started_at=datetime.now(UTC)))

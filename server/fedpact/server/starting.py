@@ -46,9 +46,7 @@ def start_run(folder: Path, study_file: Path) -> str:
     with Control.of(home) as control:
         run = runs.create(engine, study, study_file.parent)
         try:
-            number = control.start_run(
-                build_fab(), {HOME_KEY: str(home.folder), RUN_KEY: run}
-            )
+            number = control.start_run(build_fab(), {HOME_KEY: str(home.folder), RUN_KEY: run})
         except RunError as error:
             runs.set_status(engine, run, "failed", str(error))
             raise

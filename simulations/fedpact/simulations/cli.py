@@ -54,7 +54,9 @@ def simulate(
     study: Annotated[Path, typer.Argument(help="The study file.")],
     data: Annotated[
         Path | None,
-        typer.Option(help="A CSV, JSON lines or Parquet file; by default one beside the study."),
+        typer.Option(
+            help="A CSV, JSON lines or Parquet file; by default one beside the study."
+        ),
     ] = None,
     sites: Annotated[int | None, typer.Option(min=1, help="How many sites.")] = None,
     partition: Annotated[
@@ -74,7 +76,13 @@ def simulate(
 
     run_simulation(
         Simulation(
-            study, data=data, sites=sites, partition=partition, seed=seed, grid=grid, folder=folder
+            study,
+            data=data,
+            sites=sites,
+            partition=partition,
+            seed=seed,
+            grid=grid,
+            folder=folder,
         ),
         as_json=format == "json",
     )

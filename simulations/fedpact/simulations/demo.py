@@ -27,7 +27,7 @@ from fedpact.client.home import ClientHome, write_private
 from fedpact.client.join import join
 from fedpact.common import tabular
 from fedpact.common.certificates import fingerprint, load_certificate
-from fedpact.common.errors import AddressError, DataError, UsageError
+from fedpact.common.errors import AddressError, DataError, RunError, UsageError
 from fedpact.common.model import file_digest
 from fedpact.common.study import Sector
 from fedpact.server import home as homes
@@ -85,8 +85,6 @@ def run_demo(asked: Demo, *, as_json: bool) -> None:
     else:
         Console().print(overview(view))
     if view.status != "completed":
-        from fedpact.common.errors import RunError
-
         raise RunError(f"The run ended as {view.status}: {view.message}")
 
 
@@ -192,7 +190,7 @@ def _write_study(
             "local_steps": 2,
             "batch_size": min(256, max(16, smallest // 8)),
             "learning_rate": 5e-3,
-            "max_length": 64,
+            "max_length": 96,
         },
         "privacy": {"target_epsilon": 8.0, "target_delta": 1e-5, "max_grad_norm": 1.0},
         "aggregation": {"method": "ffa-lora"},
@@ -228,7 +226,9 @@ def _fresh_folder(folder: Path) -> Path:
 
 
 @contextmanager
-def _process(arguments: list[str], folder: Path, threads: int) -> Iterator[subprocess.Popen]:
+def _process(
+    arguments: list[str], folder: Path, threads: int
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run `fedpact …` in the background; at the end SIGTERM, and SIGKILL if that is ignored.
 
     A process of many threads on a core that others want too is many times slower than one
@@ -255,7 +255,7 @@ def _process(arguments: list[str], folder: Path, threads: int) -> Iterator[subpr
             process.wait()
 
 
-def _wait_until_up(server: ServerHome, process: subprocess.Popen) -> None:
+def _wait_until_up(server: ServerHome, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while server.serving() is None:
         if process.poll() is not None or time.monotonic() > deadline:

@@ -21,7 +21,7 @@ from fedpact.client.ledger import Ledger
 from fedpact.client.policy import Policy
 from fedpact.client.site import Site
 from fedpact.client.tables import DatasetRow
-from fedpact.client.validation import Split, split
+from fedpact.client.validation import split
 from fedpact.client.workbench import Workbench
 from fedpact.common import model as models
 from fedpact.common import tabular, tasks
@@ -85,13 +85,10 @@ class Federation:
             session.commit()
         mine = self.records.select(shard.indices)
 
-        def records(study: Study, dataset: Dataset) -> Split:
-            return split(study, mine)
-
         return Site(
             name=shard.name,
             dataset=lambda _: dataset,
-            records=records,
+            records=lambda study, _: split(study, mine),
             policy=lambda: _POLICY,
             ledger=Ledger(engine),
             gate=Gate(engine, home.outbox),

@@ -5,6 +5,7 @@ by asking each node.
 """
 
 from pathlib import Path
+from typing import ClassVar
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -60,7 +61,9 @@ def _client_app(federation: Federation, seed: int) -> ClientApp:
     @app.query()
     def which(message: Message, context: Context) -> Message:
         index = int(context.node_config[_PARTITION])
-        return Message(RecordDict({RECORD: ConfigRecord({_PARTITION: index})}), reply_to=message)
+        return Message(
+            RecordDict({RECORD: ConfigRecord({_PARTITION: index})}), reply_to=message
+        )
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
@@ -74,8 +77,8 @@ def _client_app(federation: Federation, seed: int) -> ClientApp:
 class _Residents:
     """What a Ray actor keeps between messages: one model, and the sites it has served."""
 
-    workbench: Workbench | None = None
-    sites: dict[tuple[str, int], Site] = {}
+    workbench: ClassVar[Workbench | None] = None
+    sites: ClassVar[dict[tuple[str, int], Site]] = {}
 
 
 def _resident(digest: str, index: int, seed: int, federation: Federation) -> Site:

@@ -22,7 +22,9 @@ def upgrade() -> None:
     op.create_table(
         "runs",
         sa.Column("id", sa.String(64), primary_key=True),
-        sa.Column("study_digest", sa.String(64), sa.ForeignKey("studies.digest"), nullable=False),
+        sa.Column(
+            "study_digest", sa.String(64), sa.ForeignKey("studies.digest"), nullable=False
+        ),
         sa.Column("status", sa.String(16), nullable=False),
         sa.Column("created_at", moment, nullable=False),
         sa.Column("started_at", moment),
