@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine
 
 from fedpact.client.datasets import Datasets
 from fedpact.client.home import MIGRATIONS, ClientHome
@@ -34,31 +34,11 @@ STUDY = a_study()
 GENEROUS = a_study(privacy={"target_epsilon": 1000.0})
 
 
-def _postgres(url: str) -> Iterator[str]:
-    """A schema of its own on the server that the environment names."""
-    schema = f"test_{uuid.uuid4().hex}"
-    admin = create_engine(url)
-    with admin.begin() as connection:
-        connection.execute(text(f"CREATE SCHEMA {schema}"))
-    yield f"{url}{'&' if '?' in url else '?'}options=-csearch_path%3D{schema}"
-    with admin.begin() as connection:
-        connection.execute(text(f"DROP SCHEMA {schema} CASCADE"))
-    admin.dispose()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request, tmp_path: Path) -> Iterator[Engine]:
-    if request.param == "sqlite":
-        opened = ClientHome(tmp_path / "home").open_database()
-        yield opened
-        opened.dispose()
-        return
-    if not (url := os.environ.get("FEDPACT_TEST_POSTGRES")):
-        pytest.skip("FEDPACT_TEST_POSTGRES names no server")
-    for schema_url in _postgres(url):
-        opened = open_database(schema_url, MIGRATIONS)
-        yield opened
-        opened.dispose()
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    opened = open_database(database_url, MIGRATIONS)
+    yield opened
+    opened.dispose()
 
 
 @pytest.fixture

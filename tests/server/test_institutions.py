@@ -1,15 +1,13 @@
-import os
 import threading
-import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, create_engine, inspect, select, text
+from sqlalchemy import Engine, inspect, select
 
 import fedpact.server
-from fedpact.common.database import open_database, sqlite_url
+from fedpact.common.database import open_database
 from fedpact.common.errors import AddressError, StorageError, TrustError, UsageError
 from fedpact.common.invitation import Invitation, secret_sha256
 from fedpact.common.study import Sector
@@ -21,26 +19,11 @@ NODE = 2**64 - 1  # the largest that Flower gives
 KEY, OTHER_KEY = b"key", b"other key"
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request, tmp_path: Path) -> Iterator[Engine]:
-    if request.param == "sqlite":
-        engine = open_database(sqlite_url(tmp_path / "fedpact.db"), MIGRATIONS)
-        yield engine
-        engine.dispose()
-        return
-    if not (url := os.environ.get("FEDPACT_TEST_POSTGRES")):
-        pytest.skip("FEDPACT_TEST_POSTGRES names no server")
-    schema = f"test_{uuid.uuid4().hex}"
-    admin = create_engine(url)
-    with admin.begin() as connection:
-        connection.execute(text(f"CREATE SCHEMA {schema}"))
-    joint = "&" if "?" in url else "?"
-    engine = open_database(f"{url}{joint}options=-csearch_path%3D{schema}", MIGRATIONS)
-    yield engine
-    engine.dispose()
-    with admin.begin() as connection:
-        connection.execute(text(f"DROP SCHEMA {schema} CASCADE"))
-    admin.dispose()
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    opened = open_database(database_url, MIGRATIONS)
+    yield opened
+    opened.dispose()
 
 
 def invite(engine: Engine, name: str = "A", *, days: float = 7) -> str:

@@ -64,3 +64,15 @@ def update_header(change: Weights, **fields: object) -> wire.UpdateHeader:
         "steps": 1,
     }
     return wire.UpdateHeader.model_validate({**values, **fields})
+
+
+def update_request(study: Study, weights: Weights, **fields: object) -> wire.Packet:
+    """A coordinator's request for one round; `fields` of its header may be others."""
+    values = {
+        "run": "r1",
+        "round": 1,
+        "study_digest": study.digest,
+        "study": study.canonical(),
+        "adapter": wire.ArrayInfo.of(weights),
+    }
+    return wire.pack(wire.RequestHeader.model_validate({**values, **fields}), weights)

@@ -44,8 +44,11 @@ def list_(
 
     from fedpact.server import runs
     from fedpact.server.home import ServerHome
+    from fedpact.server.liveness import settle
 
-    views = runs.list_runs(ServerHome(home).open_database())
+    server = ServerHome(home)
+    engine = server.open_database()
+    views = [settle(server, engine, view) for view in runs.list_runs(engine)]
     if format == "json":
         rows = [
             {"run": v.id, "study": v.study.study.name, "status": v.status, "message": v.message}
@@ -78,13 +81,14 @@ def watch(
     from fedpact.server.results import RunResult, overview
     from fedpact.server.watch import watch as watch_run
 
-    engine = ServerHome(home).open_database()
+    server = ServerHome(home)
+    engine = server.open_database()
     if run is None:
         views = runs.list_runs(engine)
         if not views:
             raise RunError("There are no runs yet.", advice="`fedpact run start` starts one.")
         run = views[0].id
-    view = watch_run(engine, run)
+    view = watch_run(server, engine, run)
     if format == "json":
         typer.echo(RunResult.of(view).model_dump_json(indent=2))
     else:

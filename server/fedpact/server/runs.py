@@ -210,6 +210,7 @@ class RunView:
     status: str
     message: str
     flower_run: str
+    process: int | None
     adapter: str
     created_at: datetime
     rounds: tuple[RoundView, ...]
@@ -239,6 +240,7 @@ def view(engine: Engine, run: str) -> RunView:
             row.status,
             row.message,
             row.flower_run,
+            row.process,
             row.adapter,
             row.created_at,
             tuple(_round_view(r, answers) for r in rounds),

@@ -7,6 +7,8 @@ from rich.live import Live
 from sqlalchemy import Engine
 
 from fedpact.server import runs
+from fedpact.server.home import ServerHome
+from fedpact.server.liveness import settle
 from fedpact.server.results import overview
 from fedpact.server.runs import RunView
 
@@ -14,8 +16,16 @@ _LOOK_SECONDS = 0.5
 _ROUNDS_SHOWN = 12
 
 
-def watch(engine: Engine, run: str, console: Console | None = None) -> RunView:
+def watch(
+    home: ServerHome, engine: Engine, run: str, console: Console | None = None
+) -> RunView:
     """Show a run while it goes on; on a console that is no terminal, a line a round.
+
+    Args:
+        home: the coordinator's folder.
+        engine: its database.
+        run: which run.
+        console: where to show it; standard error by default.
 
     Returns:
         the run as it ended.
@@ -24,12 +34,12 @@ def watch(engine: Engine, run: str, console: Console | None = None) -> RunView:
         RunError: there is no such run.
     """
     console = console or Console(stderr=True)
-    view = runs.view(engine, run)
+    view = settle(home, engine, runs.view(engine, run))
     with Live(overview(view, last=_ROUNDS_SHOWN), console=console, transient=True) as live:
         printed = 0
         while view.is_under_way:
             time.sleep(_LOOK_SECONDS)
-            view = runs.view(engine, run)
+            view = settle(home, engine, runs.view(engine, run))
             live.update(overview(view, last=_ROUNDS_SHOWN))
             if not console.is_terminal:
                 printed = _print_new(console, view, printed)

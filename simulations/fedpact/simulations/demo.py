@@ -7,6 +7,7 @@ are those that `fedpact server up` and `fedpact client up` start anywhere.
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -41,9 +42,14 @@ from fedpact.simulations.reports import VOICES, write_demo_data
 
 _MARK = ".fedpact-demo"
 _STOP_SECONDS = 15.0
+_TERMINATED = 128 + signal.SIGTERM
 _START_SECONDS = 120.0
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _TEST_SET = "public_test"
+_CHILD = (
+    "from fedpact.server.superlink import end_with_parent; end_with_parent(); "
+    "from fedpact.simulations.cli import main; main()"
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,10 @@ def run_demo(asked: Demo, *, as_json: bool) -> None:
     members, test_set = _members(asked, folder)
     study_file = _write_study(folder, members, test_set, asked.rounds)
     console.print(f"Everything is in [bold]{folder}[/]; Ctrl-C ends it all.", highlight=False)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
     with ExitStack() as running:
+        # Runs last: once we stop, nothing stops us from stopping every process.
+        running.callback(signal.signal, signal.SIGINT, signal.default_int_handler)
         view = _run(folder, members, study_file, console, running)
         with console.status("Stopping every process"):
             running.close()
@@ -110,7 +119,7 @@ def _run(
                 _process(["client", "up", "--home", str(home.folder)], home.folder, threads)
             )
     run = start_run(server.folder, study_file)
-    return watch(server.open_database(), run, console)
+    return watch(server, server.open_database(), run, console)
 
 
 def _join(server: ServerHome, member: Member, home: ClientHome) -> None:
@@ -237,7 +246,7 @@ def _process(
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{arguments[0]}.log").open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "fedpact.simulations", *arguments],
+            [sys.executable, "-c", _CHILD, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -247,6 +256,7 @@ def _process(
     try:
         yield process
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not orphan it
         process.terminate()
         try:
             process.wait(_STOP_SECONDS)

@@ -1,0 +1,120 @@
+"""An exchange and a record for the round loop, both in memory, and a clock that is told."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
+
+from fedpact.common import wire
+from fedpact.common.adapter import Weights
+from fedpact.common.evaluation import Metrics
+from fedpact.server.rounds import Answer
+
+Site = Callable[[wire.Packet], wire.Packet]
+
+
+class FakeClock:
+    """Seconds that pass only when someone says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class FakeExchange:
+    """Sites that are functions.
+
+    Args:
+        sites: what answers for each institution that is present.
+        clock: moves on by `look_seconds` whenever someone looks for replies and there is none.
+        silent: institutions that are present and never answer.
+        twice: institutions whose every answer comes twice.
+        behind: institutions whose answer comes only once the next round has begun.
+        vanishing: institutions that go away once they were asked.
+    """
+
+    def __init__(
+        self,
+        sites: Mapping[str, Site],
+        clock: FakeClock | None = None,
+        *,
+        silent: Iterable[str] = (),
+        twice: Iterable[str] = (),
+        behind: Iterable[str] = (),
+        vanishing: Iterable[str] = (),
+        look_seconds: float = 1.0,
+    ) -> None:
+        self.sites = dict(sites)
+        self.asked: list[dict[str, wire.Packet]] = []
+        self._clock = clock or FakeClock()
+        self._silent, self._twice = set(silent), set(twice)
+        self._behind, self._vanishing = set(behind), set(vanishing)
+        self._look_seconds = look_seconds
+        self._waiting: deque[tuple[str, wire.Packet]] = deque()
+        self._held: list[tuple[str, wire.Packet]] = []
+
+    def present(self) -> AbstractSet[str]:
+        return self.sites.keys()
+
+    def ask(self, packets: Mapping[str, wire.Packet]) -> None:
+        self.asked.append(dict(packets))
+        self._waiting.extend(self._held)
+        self._held.clear()
+        for name, packet in packets.items():
+            if name in self._silent | self._vanishing:
+                continue
+            reply = (name, self.sites[name](packet))
+            if name in self._behind:
+                self._held.append(reply)
+                continue
+            self._waiting.extend([reply] * (2 if name in self._twice else 1))
+
+    def replies(self) -> Mapping[str, wire.Packet]:
+        if not self._waiting:
+            self._clock.now += self._look_seconds
+            return {}
+        return dict([self._waiting.popleft()])
+
+    def lost(self, pending: AbstractSet[str]) -> AbstractSet[str]:
+        return {name for name in pending if name in self._vanishing}
+
+
+class FakeRecord:
+    """What a run wrote down, in the order in which it did.
+
+    Args:
+        stop_before: the round before which someone asks the run to stop.
+    """
+
+    def __init__(self, stop_before: int | None = None) -> None:
+        self.events: list[tuple[str, int]] = []
+        self.answers: dict[int, dict[str, Answer]] = {}
+        self.weights: dict[int, Weights] = {}
+        self.seconds: dict[int, float] = {}
+        self.metrics: dict[int, Metrics] = {}
+        self._stop_before = stop_before
+
+    def round_started(self, number: int, asked: AbstractSet[str]) -> None:
+        self.events.append(("started", number))
+        self.answers[number] = dict.fromkeys(asked, Answer("asked"))
+
+    def answered(self, number: int, institution: str, answer: Answer) -> None:
+        assert self.answers[number][institution].state == "asked", "decided twice"
+        self.answers[number][institution] = answer
+
+    def round_ended(self, number: int, weights: Weights, seconds: float) -> None:
+        self.events.append(("ended", number))
+        self.weights[number] = weights
+        self.seconds[number] = seconds
+
+    def measured(self, number: int, metrics: Metrics) -> None:
+        self.events.append(("measured", number))
+        self.metrics[number] = metrics
+
+    def should_stop(self) -> bool:
+        started = sum(kind == "started" for kind, _ in self.events)
+        return self._stop_before is not None and started >= self._stop_before - 1
+
+    def states(self, number: int) -> dict[str, str]:
+        return {name: answer.state for name, answer in self.answers[number].items()}
