@@ -4,9 +4,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 
+import numpy as np
+
 from fedpact.common import wire
 from fedpact.common.adapter import Weights
 from fedpact.common.evaluation import Metrics
+from fedpact.common.study import Study
 from fedpact.server.rounds import Answer
 
 Site = Callable[[wire.Packet], wire.Packet]
@@ -118,3 +121,28 @@ class FakeRecord:
 
     def states(self, number: int) -> dict[str, str]:
         return {name: answer.state for name, answer in self.answers[number].items()}
+
+
+def study_among(*names: str, records: int = 1000, **sections: dict) -> Study:
+    """A study of three rounds among these institutions."""
+    institutions = [{"name": n, "sector": "academia", "records": records} for n in names]
+    return Study.model_validate(
+        {
+            "study": {"name": "triage"},
+            "task": {"labels": ["mild", "severe"]},
+            "model": {"base": "somewhere/bert"},
+            "training": {"rounds": 3, "batch_size": 50},
+            "institutions": institutions,
+            **sections,
+        }
+    )
+
+
+def lora_weights(value: float = 0.0) -> Weights:
+    """A LoRA adapter of one layer and a head, as PEFT names them; every value the same."""
+    shapes = {
+        "base_model.model.bert.query.lora_A.weight": (2, 4),
+        "base_model.model.bert.query.lora_B.weight": (4, 2),
+        "base_model.model.classifier.bias": (2,),
+    }
+    return Weights.from_tensors({name: np.full(s, value) for name, s in shapes.items()})

@@ -66,7 +66,7 @@ def update_header(change: Weights, **fields: object) -> wire.UpdateHeader:
     return wire.UpdateHeader.model_validate({**values, **fields})
 
 
-def update_request(study: Study, weights: Weights, **fields: object) -> wire.Packet:
+def update_request(study: Study, weights: Weights, /, **fields: object) -> wire.Packet:
     """A coordinator's request for one round; `fields` of its header may be others."""
     values = {
         "run": "r1",

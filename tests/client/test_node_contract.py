@@ -1,0 +1,250 @@
+"""What `client/node.py` takes from Flower that Flower does not promise to keep.
+
+Everything here fails loudly on any Flower but the pinned one. Whoever raises the pin reads
+Flower's changes to these modules first, then changes `TESTED` and what it shows to be needed.
+"""
+
+import ast
+import importlib
+import inspect
+import threading
+from importlib.metadata import version
+from pathlib import Path
+
+import httpx
+import pytest
+from flwr.app import Message, RecordDict
+from flwr.app.message import remove_content_from_message
+from flwr.common.serde import message_to_proto
+from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesRequest, PushMessagesResponse
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    ConfirmMessageReceivedResponse,
+    PullObjectRequest,
+    PullObjectResponse,
+    PushObjectRequest,
+    PushObjectResponse,
+)
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectPushError,
+    inflate_object_from_contents,
+)
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedpact.client import node
+from fedpact.common import certificates, wire
+from fedpact.server import app as server_app
+from support.processes import wait_for
+
+TESTED = "1.41."
+
+
+def test_flower_is_the_one_that_the_node_was_tested_with():
+    assert version("flwr").startswith(TESTED), (
+        f"client/node.py leans on parts of Flower {TESTED}x that are not public; this is "
+        f"{version('flwr')}. Read the docstring of this file."
+    )
+
+
+def test_every_name_that_the_node_takes_from_flower_is_there():
+    tree = ast.parse(Path(node.__file__).read_text(encoding="utf-8"))
+    taken = [
+        (statement.module, name.name)
+        for statement in ast.walk(tree)
+        if isinstance(statement, ast.ImportFrom) and (statement.module or "").startswith("flwr")
+        for name in statement.names
+    ]
+    assert len(taken) > 20
+    for module, name in taken:
+        assert hasattr(importlib.import_module(module), name), (
+            f"{module} has no {name} any more"
+        )
+
+
+def test_nothing_else_at_the_site_knows_flower():
+    folder = Path(node.__file__).parent
+    assert [
+        path.name for path in folder.rglob("*.py") if "flwr" in path.read_text(encoding="utf-8")
+    ] == ["node.py"]
+
+
+ANY = object()
+CALLS = {
+    "FleetHttpClient.from_server_address": (
+        (ANY,),
+        {"insecure": False, "root_certificates": b"", "interceptors": []},
+    ),
+    "RuntimeVersionHttpInterceptor": ((), {"component_name": "SuperNode"}),
+    "NodeAuthHttpInterceptor": ((ANY, ANY), {}),
+    "HeartbeatSender": ((ANY,), {}),
+    "pull_objects": (([], ANY), {"initial_backoff": 0.05}),
+    "push_objects": (({},), {"push_object_fn": ANY, "object_ids_to_push": set()}),
+    "make_pull_object_fn_protobuf": ((ANY, ANY, 1), {}),
+    "make_push_object_fn_protobuf": ((ANY, ANY, 1, "session"), {}),
+    "make_confirm_message_received_fn_protobuf": ((ANY, ANY, 1), {}),
+    "inflate_object_from_contents": (("id", {}), {}),
+    "get_object_tree": ((ANY,), {}),
+    "get_all_nested_objects": ((ANY,), {}),
+    "iterate_object_tree": ((ANY,), {}),
+    "no_object_id_recompute": ((), {}),
+    "public_key_to_bytes": ((ANY,), {}),
+    "remove_content_from_message": ((ANY,), {}),
+    "message_from_proto": ((ANY,), {}),
+    "message_to_proto": ((ANY,), {}),
+    **{
+        f"FleetHttpClient.{name}": ((ANY, ANY), {})
+        for name in (
+            "ActivateNode",
+            "DeactivateNode",
+            "PullMessages",
+            "PushMessages",
+            "PullObject",
+            "PushObject",
+            "ConfirmMessageReceived",
+            "SendNodeHeartbeat",
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_it_can_still_be_called_as_the_node_calls_it(name):
+    called: object = node
+    for part in name.split("."):
+        called = getattr(called, part)
+    args, kwargs = CALLS[name]
+    inspect.signature(called).bind(*args, **kwargs)
+
+
+def test_errors_of_objects_are_errors_of_the_connection():
+    assert issubclass(ObjectPullError, Exception)
+    assert {ObjectPullError, ObjectPushError} <= set(node._CONNECTION_ERRORS)
+
+
+def test_flowers_node_keys_are_ours():
+    key = certificates.new_key().public_key()
+    assert node.public_key_to_bytes(key) == certificates.public_pem(key)
+
+
+class Fleet:
+    """SuperLink's Fleet API in memory, as far as the node uses it: one request waits."""
+
+    def __init__(self, packet: wire.Packet) -> None:
+        TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
+        request = Message(server_app.to_record(packet), 5, "train")
+        request.metadata.__dict__["_message_id"] = request.object_id
+        self._message = request
+        self._objects = {
+            name: found.deflate() for name, found in get_all_nested_objects(request).items()
+        }
+        self._waits = True
+        self.received: list[str] = []
+        self.reply: Message | None = None
+        self._came: dict[str, bytes] = {}
+        self._reply_id = ""
+        self._missing: set[str] = set()
+
+    def PullMessages(self, _request: object) -> PullMessagesResponse:  # noqa: N802
+        if not self._waits:
+            return PullMessagesResponse()
+        self._waits = False
+        return PullMessagesResponse(
+            messages_list=[message_to_proto(remove_content_from_message(self._message))],
+            message_object_trees=[get_object_tree(self._message)],
+        )
+
+    def PullObject(self, request: PullObjectRequest) -> PullObjectResponse:  # noqa: N802
+        content = self._objects[request.object_id]
+        return PullObjectResponse(
+            object_found=True, object_available=True, object_content=content
+        )
+
+    def ConfirmMessageReceived(  # noqa: N802
+        self, request: ConfirmMessageReceivedRequest
+    ) -> ConfirmMessageReceivedResponse:
+        self.received.append(request.message_object_id)
+        return ConfirmMessageReceivedResponse()
+
+    def PushMessages(self, request: PushMessagesRequest) -> PushMessagesResponse:  # noqa: N802
+        (tree,) = request.message_object_trees
+        self._reply_id = request.messages_list[0].metadata.message_id
+        assert request.messages_list[0].metadata.reply_to_message_id == (
+            self._message.metadata.message_id
+        )
+        self._missing = {found.object_id for found in iterate_object_tree(tree)}
+        return PushMessagesResponse(objects_to_push=sorted(self._missing), session_id="session")
+
+    def PushObject(self, request: PushObjectRequest) -> PushObjectResponse:  # noqa: N802
+        self._came[request.object_id] = request.object_content
+        self._missing.discard(request.object_id)
+        if not self._missing:
+            whole = inflate_object_from_contents(self._reply_id, self._came)
+            assert isinstance(whole, Message)
+            self.reply = whole
+        return PushObjectResponse(stored=True)
+
+
+def test_a_packet_goes_through_flowers_objects_and_back_unchanged():
+    request = wire.Packet(header='{"é": 1}', array=bytes(range(256)) * 500)
+    reply = wire.Packet(header="reply", array=b"\x00\xff")
+    fleet, stop, seen = Fleet(request), threading.Event(), []
+
+    def answer(packet: wire.Packet) -> wire.Packet:
+        seen.append(packet)
+        return reply
+
+    link = node._Link(fleet, Node(node_id=5))
+    serving = threading.Thread(target=node._serve_link, args=(link, answer, stop), daemon=True)
+    serving.start()
+    wait_for(lambda: fleet.reply is not None or not serving.is_alive(), "the reply has come")
+    stop.set()
+    serving.join()
+    assert seen == [request]
+    assert fleet.received == [fleet._message.metadata.message_id]
+    content = fleet.reply.content
+    assert isinstance(content, RecordDict)
+    assert server_app.from_record(content) == reply
+    assert (node.RECORD, "train") == (server_app.RECORD, server_app.MESSAGE_TYPE)
+
+
+def test_a_message_that_is_not_ours_becomes_an_empty_packet():
+    fleet = Fleet(wire.Packet(header="x"))
+    other = Message(RecordDict(), 5, "train")
+    other.metadata.__dict__["_message_id"] = other.object_id
+    fleet._objects = {name: o.deflate() for name, o in get_all_nested_objects(other).items()}
+    link = node._Link(fleet, Node(node_id=5))
+    assert node._pull(link, other, get_object_tree(other)) == wire.Packet(header="")
+
+
+def test_a_lost_connection_is_dialled_again_until_told_to_stop(monkeypatch, caplog):
+    stop, dialled = threading.Event(), []
+    request = httpx.Request("POST", "https://localhost/")
+    outcomes = [
+        httpx.ConnectError("connection refused"),
+        httpx.HTTPStatusError("", request=request, response=httpx.Response(403, text="no")),
+        httpx.HTTPStatusError("", request=request, response=httpx.Response(503, text="no")),
+        ObjectPullError("id", "gone"),
+    ]
+
+    def refuse(_coordinator):
+        dialled.append(1)
+        if len(dialled) == len(outcomes):
+            stop.set()
+        raise outcomes[len(dialled) - 1]
+
+    monkeypatch.setattr(node, "_connect", refuse)
+    monkeypatch.setattr(node, "_RETRY_SECONDS", (0.0, 0.0))
+    key = certificates.new_key()
+    there = node.Coordinator("localhost:1", b"", (key, key.public_key()), 1)
+    with caplog.at_level("WARNING"):
+        node.serve(there, lambda packet: packet, stop)
+    assert len(dialled) == 4
+    for sentence in ("connection refused", "was it revoked?", "is starting", "gone"):
+        assert sentence in caplog.text
