@@ -4,11 +4,11 @@ MiniLM with A, B and head trained; the records have unequal lengths, so that the
 padded and the single records are not.
 """
 
-import _minilm
 import numpy as np
 import torch
-from _report import arguments, report
 
+import _minilm
+from _report import arguments, report
 from fedpact.client.dpsgd import RecordHooks
 from fedpact.common import model as models
 

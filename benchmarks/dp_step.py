@@ -8,11 +8,11 @@ import statistics
 import time
 from collections.abc import Callable
 
-import _minilm
 import torch
-from _report import parser, report
 from torch import nn
 
+import _minilm
+from _report import parser, report
 from fedpact.client.dpsgd import PlainStep, PrivateStep, Step
 from fedpact.common import model as models
 

@@ -9,11 +9,11 @@ import resource
 import subprocess
 import sys
 
-import _minilm
 import numpy as np
 import torch
-from _report import parser, report
 
+import _minilm
+from _report import parser, report
 from fedpact.common.records import EncodedRecords
 
 LOGICAL_BATCH = 512

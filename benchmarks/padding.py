@@ -10,11 +10,11 @@ import itertools
 import os
 from pathlib import Path
 
-import _minilm
 import numpy as np
 import numpy.typing as npt
-from _report import parser, report
 
+import _minilm
+from _report import parser, report
 from fedpact.client.batching import micro_batches, poisson_batches
 from fedpact.common import model as models
 

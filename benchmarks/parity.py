@@ -4,14 +4,14 @@ One round is one local SGD step through the site's trainer, from the adapter tha
 before gave. The other side is PyTorch and PEFT alone, with one padded batch a step.
 """
 
-import _minilm
 import numpy as np
 import peft
 import torch
-from _report import arguments, report
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
+import _minilm
+from _report import arguments, report
 from fedpact.client.trainer import LocalTraining, Trainer
 from fedpact.common import model as models
 

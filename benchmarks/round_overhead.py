@@ -19,13 +19,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import tomli_w
-from _report import parser, report
-from stock_flower import deployment
 
+from _report import parser, report
 from fedpact.common import model as models
 from fedpact.common.model import file_digest
 from fedpact.common.study import BaseModelRef
 from fedpact.simulations.reports import NOT_SERIOUS, SERIOUS, VOICES, write_demo_data
+from stock_flower import deployment
 
 BASE = "sentence-transformers/all-MiniLM-L6-v2"
 RECORDS, BATCH, MAX_LENGTH = 200, 8, 64
@@ -76,9 +76,7 @@ def main() -> None:
     )
 
 
-def fedpact_run(
-    folder: Path, data: Sequence[Path], rounds: int
-) -> tuple[float, list[float]]:
+def fedpact_run(folder: Path, data: Sequence[Path], rounds: int) -> tuple[float, list[float]]:
     """Run a federation by its own commands.
 
     Returns:

@@ -4,6 +4,7 @@ Everything is as Flower's documentation starts it, with its own defaults; SuperN
 SuperLink directly. The run is started through the Control API, as `flwr run` does.
 """
 
+import itertools
 import os
 import signal
 import socket
@@ -94,7 +95,7 @@ def run(folder: Path, data: Sequence[Path], base: Path, rounds: int) -> StockRun
     ticks = [float(line.split()[1]) for line in clock.read_text(encoding="utf-8").splitlines()]
     if len(ticks) != rounds + 1:
         raise RuntimeError(f"stock Flower's run {state.sub_status}: {state.details} ({folder})")
-    return StockRun(ticks[0] - began, [b - a for a, b in zip(ticks, ticks[1:], strict=False)])
+    return StockRun(ticks[0] - began, [b - a for a, b in itertools.pairwise(ticks)])
 
 
 def free_port() -> int:

@@ -337,9 +337,10 @@ def test_a_crash_in_training_is_taken_up_without_reserving_again(bench, monkeypa
     def killed(*_):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(bench.workbench, "train", killed)
-        bench.site.answer(packet)
+        with pytest.raises(KeyboardInterrupt):
+            bench.site.answer(packet)
     (standing,) = bench.history()
     assert standing.settled_at is None
     spent = bench.site.ledger.spent("notes", 1e-5)
@@ -362,9 +363,10 @@ def test_a_crash_after_settling_is_taken_up_too(bench, monkeypatch):
     def killed(*_, **__):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(type(bench.site.gate), "release", killed)
-        bench.site.answer(packet)
+        with pytest.raises(KeyboardInterrupt):
+            bench.site.answer(packet)
     assert isinstance(wire.unpack(bench.site.answer(packet))[0], wire.UpdateHeader)
     assert len(bench.history()) == 1
 

@@ -47,6 +47,10 @@ def study_on(base, method="fedavg", mechanism="none"):
             "training": {"batch_size": 4, "local_steps": 3, "precision": "fp32"},
             "privacy": {"mechanism": mechanism},
             "aggregation": {"method": method},
+            "institutions": [
+                {"name": "Clinic", "sector": "academia", "records": 1000},
+                {"name": "Practice", "sector": "academia", "records": 3},
+            ],
         }
     )
 
@@ -272,17 +276,19 @@ def test_what_does_not_fit_is_refused(base):
 def test_a_study_says_how_to_train(base):
     mechanism = SubsampledGaussian(1.5, 0.1, 3)
     study = study_on(base, mechanism="dp-sgd")
-    how = LocalTraining.from_study(study, mechanism, CPU)
+    how = LocalTraining.from_study(study, "Clinic", mechanism, CPU)
     assert how.mechanism == mechanism
     assert (how.steps, how.batch_size, how.max_grad_norm) == (3, 4, 1.0)
     assert (how.optimizer, how.learning_rate, how.precision) == ("adamw", 1e-3, "fp32")
+    # A batch cannot be expected to hold more records than there are.
+    assert LocalTraining.from_study(study, "Practice", mechanism, CPU).batch_size == 3
 
 
 def test_a_private_study_is_never_trained_without_noise(base):
     with pytest.raises(TrainingError):
-        LocalTraining.from_study(study_on(base, mechanism="dp-sgd"), None, CPU)
+        LocalTraining.from_study(study_on(base, mechanism="dp-sgd"), "Clinic", None, CPU)
     with pytest.raises(TrainingError):
-        LocalTraining.from_study(study_on(base), SubsampledGaussian(1.0, 0.1, 3), CPU)
+        LocalTraining.from_study(study_on(base), "Clinic", SubsampledGaussian(1.0, 0.1, 3), CPU)
     with pytest.raises(ValueError, match="steps"):
         LocalTraining(
             steps=2,

@@ -152,7 +152,6 @@ def test_every_study_survives_its_canonical_form(name, purpose, epsilon, rounds)
         ('labels = ["mild", "severe"]', 'labels = ["mild"]', "line 5: task.labels: "),
         ('labels = ["mild", "severe"]', 'labels = ["mild", "mild"]', "line 4: task: a label stands in `labels` twice"),
         ('name = "Agency"', 'name = "Clinic"', "an institution stands in `institutions` twice"),
-        ("batch_size = 50", "batch_size = 1001", "`training.batch_size` is 1001, more than the 1000 records of Clinic"),
         ("[training]", "[federation]\nquorum = 3\n[training]", "`federation.quorum` is 3 but only 2 institutions take part"),
         ("[training]", "[privacy]\ntarget_delta = 0.002\n[training]", "`privacy.target_delta` is above 1/1000"),
         ("[training]", "[privacy]\ntarget_epsilon = 0\n[training]", "line 11: privacy.target_epsilon: "),

@@ -288,7 +288,7 @@ def test_a_site_that_comes_while_the_first_round_waits_takes_part():
         return present()
 
     seen = iter([present])
-    exchange.present = lambda: next(seen, comes_later)()
+    exchange.present = lambda: (next(seen, comes_later))()  # noqa: PLW0108 - each time another
     record, _ = conduct(exchange)
     assert set(record.answers[1]) == set(NAMES)
 

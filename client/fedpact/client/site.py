@@ -107,7 +107,7 @@ class Site:
         )
         reservation = self._reserve(request, study, dataset, mechanism, policy)
         log.info("run %s round %d: training", request.run, request.round)
-        result = self.workbench.train(study, weights, split.training, mechanism)
+        result = self.workbench.train(study, self.name, weights, split.training, mechanism)
         self.ledger.settle(reservation, study.training.local_steps)
         epsilon = self.ledger.spent_by_run(
             dataset.name, request.run, study.privacy.target_delta

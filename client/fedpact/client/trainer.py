@@ -23,12 +23,10 @@ from fedpact.common.adapter import Weights
 from fedpact.common.errors import DataError, TrainingError
 from fedpact.common.evaluation import Metrics
 from fedpact.common.mechanism import SubsampledGaussian
-from fedpact.common.model import get_adapter, set_adapter
+from fedpact.common.model import Precision, get_adapter, precision_on, set_adapter
 from fedpact.common.records import EncodedRecords, IntArray
 from fedpact.common.study import Study
 from fedpact.common.tasks import Task
-
-Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -64,12 +62,17 @@ class LocalTraining:
 
     @classmethod
     def from_study(
-        cls, study: Study, mechanism: SubsampledGaussian | None, device: torch.device
+        cls,
+        study: Study,
+        institution: str,
+        mechanism: SubsampledGaussian | None,
+        device: torch.device,
     ) -> Self:
         """What a study asks for in a round.
 
         Args:
             study: the study that was agreed to.
+            institution: whose declared size bounds the batch.
             mechanism: what the ledger has reserved; None only if the study is not private.
             device: where training will run; `precision = "auto"` goes by it.
 
@@ -81,13 +84,13 @@ class LocalTraining:
         training = study.training
         return cls(
             steps=training.local_steps,
-            batch_size=training.batch_size,
+            batch_size=study.expected_batch_size(institution),
             learning_rate=training.learning_rate,
             optimizer=training.optimizer,
             weight_decay=training.weight_decay,
             max_grad_norm=study.privacy.max_grad_norm,
             mechanism=mechanism,
-            precision=_precision(training.precision, device),
+            precision=precision_on(device, training.precision),
         )
 
 
@@ -234,14 +237,3 @@ def _optimizer(model: nn.Module, how: LocalTraining) -> Optimizer:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     kind = SGD if how.optimizer == "sgd" else AdamW
     return kind(trained, lr=how.learning_rate, weight_decay=how.weight_decay)
-
-
-def _precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
-    """What `auto` means on a device: bf16 where it is in the hardware."""
-    if wanted != "auto":
-        return wanted
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-    return "bf16" if fast else "fp32"

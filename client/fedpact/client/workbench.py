@@ -90,6 +90,7 @@ class Workbench:
     def train(
         self,
         study: Study,
+        institution: str,
         received: Weights,
         records: EncodedRecords,
         mechanism: SubsampledGaussian | None,
@@ -100,7 +101,7 @@ class Workbench:
             FedpactError: as `Trainer.train`.
         """
         model = self.model(study)
-        how = LocalTraining.from_study(study, mechanism, model.device)
+        how = LocalTraining.from_study(study, institution, mechanism, model.device)
         return model.trainer.train(received, records, how, self._rng)
 
     def measure(

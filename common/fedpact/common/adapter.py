@@ -145,10 +145,15 @@ class Weights:
         return cls(manifest, np.frombuffer(data, dtype="<f4").astype(np.float32))
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file."""
-        from safetensors.numpy import save_file
+        """Write a safetensors file.
 
-        save_file({name: value.copy() for name, value in self.tensors().items()}, path)
+        Raises:
+            OSError: it cannot be written.
+        """
+        from safetensors.numpy import save
+
+        # Not `save_file`: its errors are not the operating system's.
+        path.write_bytes(save({name: v.copy() for name, v in self.tensors().items()}))
 
     @classmethod
     def load(cls, path: Path) -> Self:

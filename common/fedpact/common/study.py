@@ -13,7 +13,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from fedpact.common.errors import StudyError
 
@@ -118,7 +125,8 @@ class Training(_Section):
     batch_size: int = Field(
         default=256,
         ge=1,
-        description="Records in a logical batch: the expected number under Poisson sampling.",
+        description="Records in a logical batch: the expected number under Poisson sampling; at "
+        "most all of an institution's records.",
     )
     learning_rate: float = Field(default=1e-3, gt=0, description="Learning rate at the site.")
     optimizer: Literal["sgd", "adamw"] = Field(
@@ -234,11 +242,6 @@ class Study(_Section):
                 "institutions take part"
             )
         for institution in self.institutions:
-            if self.is_private and institution.records < self.training.batch_size:
-                raise ValueError(
-                    f"`training.batch_size` is {self.training.batch_size}, more than the "
-                    f"{institution.records} records of {institution.name}"
-                )
             if self.is_private and self.privacy.target_delta > 1 / institution.records:
                 raise ValueError(
                     f"`privacy.target_delta` is above 1/{institution.records}, one over the "
@@ -295,9 +298,13 @@ class Study(_Section):
             advice="Its [[institutions]] must name it exactly.",
         )
 
+    def expected_batch_size(self, name: str) -> int:
+        """Records of an institution expected in a logical batch: at most all that it declares."""
+        return min(self.training.batch_size, self.institution(name).records)
+
     def sample_rate(self, name: str) -> float:
         """Poisson sampling rate at an institution: expected batch over its declared size."""
-        return min(1.0, self.training.batch_size / self.institution(name).records)
+        return self.expected_batch_size(name) / self.institution(name).records
 
     @property
     def total_steps(self) -> int:
@@ -305,10 +312,17 @@ class Study(_Section):
         return self.training.rounds * self.training.local_steps
 
     def with_institutions(self, institutions: tuple[Institution, ...]) -> Self:
-        """The same study among other institutions, checked again."""
-        return type(self).model_validate(
-            {**self.model_dump(), "institutions": [i.model_dump() for i in institutions]}
-        )
+        """The same study among other institutions, checked again.
+
+        Raises:
+            StudyError: the study does not allow them.
+        """
+        document = {**self.model_dump(), "institutions": [i.model_dump() for i in institutions]}
+        try:
+            return type(self).model_validate(document)
+        except ValidationError as error:
+            why = "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
+            raise StudyError(f"The study does not allow these institutions: {why}.") from error
 
 
 def load(path: Path) -> Study:

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from fedpact.server.home import ServerHome
 
 server_app = typer.Typer(help="The coordinator.", no_args_is_help=True)
@@ -68,15 +70,23 @@ def up(home: HomeOption = _DEFAULT_HOME) -> None:
     """Run the coordinator until it is interrupted."""
     import logging
 
+    from fedpact.server import runs
     from fedpact.server.home import ServerHome
     from fedpact.server.up import up as run
+
+    def say(line: str) -> None:
+        print(line, flush=True)  # noqa: T201
+
+    def say_what_became_of_runs(engine: "Engine", _control: object) -> None:
+        for view in runs.interrupt(engine):
+            say(f"Run {view.id} of {view.study.study.name} is {view.status}: {view.message}")
 
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     for library in ("alembic", "httpx", "uvicorn"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    run(ServerHome(home), notice=lambda line: print(line, flush=True))  # noqa: T201
+    run(ServerHome(home), notice=say, after_start=say_what_became_of_runs)
 
 
 @server_app.command()

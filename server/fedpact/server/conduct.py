@@ -1,5 +1,6 @@
 """Everything one run needs, put together: the same for SuperLink and for a simulation."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy import Engine
@@ -8,7 +9,8 @@ from torch import nn
 from fedpact.common import model as models
 from fedpact.common import tabular, tasks
 from fedpact.common.adapter import Weights
-from fedpact.common.errors import DataError, FedpactError
+from fedpact.common.database import storage_error
+from fedpact.common.errors import DataError, FedpactError, RunError, StorageError
 from fedpact.common.evaluation import Metrics, evaluate
 from fedpact.common.records import EncodedRecords
 from fedpact.common.study import Study
@@ -36,28 +38,44 @@ def conduct(
         the folder with the run's adapter, as PEFT reads it.
 
     Raises:
-        FedpactError: why the run cannot go on; its status says the same.
+        FedpactError: why the run cannot go on; its status says the same. A process that is
+            told to end leaves it to `runs.interrupt` and `liveness.settle` to say so.
     """
     study, folder = runs.study_of(engine, run)
-    runs.set_status(engine, run, "running")
+    if not runs.set_status(engine, run, "running"):
+        # SuperLink may come back to a run that it had not begun when it was killed.
+        raise RunError(f"The run {run} has ended already.")
     record = runs.RunRecord(engine, run, artifacts)
+    adapter = artifacts / run
     try:
-        artifacts.mkdir(parents=True, exist_ok=True)
+        _make(artifacts)
         model = model if model is not None else models.build(study, models.choose_device())
         conductor = Conductor(study, run, exchange, record, measure_of(study, folder, model))
         first = models.initial_weights(model, study.training.seed)
         weights = conductor.conduct(first)
-        adapter = artifacts / run
-        models.save_peft(adapter, weights, study)
-    except FedpactError as error:
-        runs.set_status(engine, run, "failed", str(error))
-        raise
-    except BaseException as error:
-        runs.set_status(engine, run, "failed", f"{type(error).__name__}: {error}")
+        _save(adapter, weights, study)
+    except Exception as error:
+        why = str(error) if isinstance(error, FedpactError) else repr(error)
+        with suppress(StorageError):  # a full disk must not hide what ended the run
+            runs.set_status(engine, run, "failed", why)
         raise
     runs.set_adapter(engine, run, adapter)
     runs.set_status(engine, run, "stopped" if record.should_stop() else "completed")
     return adapter
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error) from error
+
+
+def _save(folder: Path, weights: Weights, study: Study) -> None:
+    try:
+        models.save_peft(folder, weights, study)
+    except OSError as error:
+        raise storage_error(error) from error
 
 
 def public_test_set(study: Study, folder: Path) -> EncodedRecords | None:

@@ -136,8 +136,10 @@ class Conductor:
         return weights
 
     def _round(self, number: int, weights: Weights, unmeasured: int | None) -> Weights:
-        started = self.clock()
         asked = self._gather(number)
+        started = (
+            self.clock()
+        )  # sites have the whole deadline, however long others were awaited
         request = self._request(number, weights)
         self.record.round_started(number, asked)
         self.exchange.ask(dict.fromkeys(sorted(asked), request))

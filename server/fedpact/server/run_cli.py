@@ -93,8 +93,8 @@ def watch(
         typer.echo(RunResult.of(view).model_dump_json(indent=2))
     else:
         Console().print(overview(view))
-    if view.status == "failed":
-        raise RunError(f"The run failed: {view.message}")
+    if view.status in {"failed", "interrupted"}:
+        raise RunError(f"The run is {view.status}: {view.message}")
 
 
 @run_app.command()

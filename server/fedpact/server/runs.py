@@ -13,14 +13,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy import Engine, select, update
-from sqlalchemy.orm import Session
 
 from fedpact.common.adapter import Weights
+from fedpact.common.database import storage_error
 from fedpact.common.errors import RunError
 from fedpact.common.evaluation import Metrics
 from fedpact.common.study import Study
 from fedpact.server.rounds import Answer
 from fedpact.server.run_tables import AnswerRow, RoundRow, RunRow, StudyRow
+from fedpact.server.tables import transaction
 
 UNDER_WAY = ("waiting", "running")
 
@@ -37,7 +38,7 @@ def create(engine: Engine, study: Study, folder: Path) -> str:
         the run's identifier.
     """
     run = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-    with Session(engine) as session:
+    with transaction(engine) as session:
         session.merge(
             StudyRow(
                 digest=study.digest,
@@ -55,7 +56,6 @@ def create(engine: Engine, study: Study, folder: Path) -> str:
                 created_at=datetime.now(UTC),
             )
         )
-        session.commit()
     return run
 
 
@@ -65,7 +65,7 @@ def study_of(engine: Engine, run: str) -> tuple[Study, Path]:
     Raises:
         RunError: there is no such run.
     """
-    with Session(engine) as session:
+    with transaction(engine) as session:
         row = session.scalar(
             select(StudyRow)
             .join(RunRow, RunRow.study_digest == StudyRow.digest)
@@ -76,33 +76,42 @@ def study_of(engine: Engine, run: str) -> tuple[Study, Path]:
         return Study.from_canonical(row.document), Path(row.folder)
 
 
-def set_status(engine: Engine, run: str, status: str, message: str = "") -> None:
-    """Write down that a run is in another state."""
+def set_status(engine: Engine, run: str, status: str, message: str = "") -> bool:
+    """Write down that a run is in another state; one that has ended stays as it ended.
+
+    A run's process may outlive by a moment the coordinator that has called it interrupted.
+
+    Returns:
+        whether the run was under way, and is now in that state.
+    """
     now = datetime.now(UTC)
     values: dict[str, object] = {"status": status, "message": message}
     if status == "running":
         values |= {"started_at": now, "process": os.getpid()}
     elif status not in UNDER_WAY:
         values |= {"ended_at": now, "process": None}
-    with Session(engine) as session:
-        session.execute(update(RunRow).where(RunRow.id == run).values(**values))
-        session.commit()
+    with transaction(engine) as session:
+        changed = session.execute(
+            update(RunRow)
+            .where(RunRow.id == run, RunRow.status.in_(UNDER_WAY))
+            .values(**values)
+            .returning(RunRow.id)
+        ).all()
+    return bool(changed)
 
 
 def set_flower_run(engine: Engine, run: str, flower_run: int) -> None:
     """Write down under which number SuperLink knows the run."""
-    with Session(engine) as session:
+    with transaction(engine) as session:
         session.execute(
             update(RunRow).where(RunRow.id == run).values(flower_run=str(flower_run))
         )
-        session.commit()
 
 
 def set_adapter(engine: Engine, run: str, folder: Path) -> None:
     """Write down where the run's adapter is."""
-    with Session(engine) as session:
+    with transaction(engine) as session:
         session.execute(update(RunRow).where(RunRow.id == run).values(adapter=str(folder)))
-        session.commit()
 
 
 def request_stop(engine: Engine, run: str) -> None:
@@ -114,14 +123,13 @@ def request_stop(engine: Engine, run: str) -> None:
     status = view(engine, run).status
     if status not in UNDER_WAY:
         raise RunError(f"The run {run} has ended already: {status}.")
-    with Session(engine) as session:
+    with transaction(engine) as session:
         session.execute(update(RunRow).where(RunRow.id == run).values(stop=True))
-        session.commit()
 
 
 def interrupt(engine: Engine) -> list["RunView"]:
     """Mark runs that a killed coordinator left under way, and return them."""
-    with Session(engine) as session:
+    with transaction(engine) as session:
         left = session.scalars(select(RunRow).where(RunRow.status.in_(UNDER_WAY))).all()
         names = [row.id for row in left]
     for run in names:
@@ -141,17 +149,16 @@ class RunRecord:
 
     def round_started(self, number: int, asked: AbstractSet[str]) -> None:
         """A round begins and these institutions were asked."""
-        with Session(self._engine) as session:
+        with transaction(self._engine) as session:
             session.add(RoundRow(run=self._run, number=number, started_at=datetime.now(UTC)))
             session.add_all(
                 AnswerRow(run=self._run, number=number, institution=name, state="asked")
                 for name in sorted(asked)
             )
-            session.commit()
 
     def answered(self, number: int, institution: str, answer: Answer) -> None:
         """An institution's part in the round is decided."""
-        with Session(self._engine) as session:
+        with transaction(self._engine) as session:
             session.execute(
                 update(AnswerRow)
                 .where(
@@ -161,14 +168,17 @@ class RunRecord:
                 )
                 .values(**asdict(answer))
             )
-            session.commit()
 
     def round_ended(self, number: int, weights: Weights, seconds: float) -> None:
         """The round counts: keep the adapter, named by its digest, then write it down."""
         path = self._artifacts / f"{weights.digest}.safetensors"
         partial = path.with_suffix(f".{os.getpid()}.partial")
-        weights.save(partial)
-        partial.replace(path)
+        try:
+            weights.save(partial)
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise storage_error(error) from error
         self._update_round(number, seconds=seconds, adapter_digest=weights.digest)
 
     def measured(self, number: int, metrics: Metrics) -> None:
@@ -177,17 +187,16 @@ class RunRecord:
 
     def should_stop(self) -> bool:
         """Whether someone asked the run to stop."""
-        with Session(self._engine) as session:
+        with transaction(self._engine) as session:
             return bool(session.scalar(select(RunRow.stop).where(RunRow.id == self._run)))
 
     def _update_round(self, number: int, **values: float | str) -> None:
-        with Session(self._engine) as session:
+        with transaction(self._engine) as session:
             session.execute(
                 update(RoundRow)
                 .where(RoundRow.run == self._run, RoundRow.number == number)
                 .values(**values)
             )
-            session.commit()
 
 
 @dataclass(frozen=True)
@@ -228,7 +237,7 @@ def view(engine: Engine, run: str) -> RunView:
         RunError: there is no such run.
     """
     study, _ = study_of(engine, run)
-    with Session(engine) as session:
+    with transaction(engine) as session:
         row = session.get_one(RunRow, run)
         rounds = session.scalars(
             select(RoundRow).where(RoundRow.run == run).order_by(RoundRow.number)
@@ -265,6 +274,6 @@ def _round_view(row: RoundRow, answers: Sequence[AnswerRow]) -> RoundView:
 
 def list_runs(engine: Engine) -> list[RunView]:
     """All runs, the newest first."""
-    with Session(engine) as session:
+    with transaction(engine) as session:
         names = session.scalars(select(RunRow.id).order_by(RunRow.created_at.desc())).all()
     return [view(engine, name) for name in names]

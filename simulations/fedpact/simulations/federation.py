@@ -6,12 +6,14 @@ share is the process, the resident base model and one tokenisation of the data.
 
 import hashlib
 import itertools
+import re
 import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from fedpact.client.datasets import Dataset
@@ -62,10 +64,14 @@ class Federation:
     sha256: str
     folder: Path
 
+    def home(self, index: int) -> ClientHome:
+        """The folder of one of the sites; what a data file calls it must not lead elsewhere."""
+        name = re.sub(r"[^\w-]+", "_", self.shards[index].name)
+        return ClientHome(self.folder / f"{index + 1:03}-{name[:60]}")
+
     def site(self, index: int, workbench: Workbench) -> Site:
         """Open one of the sites."""
-        shard = self.shards[index]
-        home = ClientHome(self.folder / shard.name)
+        shard, home = self.shards[index], self.home(index)
         engine = home.open_database()
         content = hashlib.sha256(self.sha256.encode() + shard.indices.tobytes()).hexdigest()
         dataset = Dataset(
@@ -97,10 +103,9 @@ class Federation:
 
     def prepare(self) -> None:
         """Make the sites' folders; their databases are copies of one that is up to date."""
-        first = ClientHome(self.folder / self.shards[0].name)
+        first = self.home(0)
         first.open_database().dispose()
-        for shard in self.shards[1:]:
-            home = ClientHome(self.folder / shard.name)
+        for home in map(self.home, range(1, len(self.shards))):
             home.create()
             shutil.copyfile(first.folder / "fedpact.db", home.folder / "fedpact.db")
 
@@ -135,16 +140,21 @@ def deal(
         shards = partition(how, labels=labels, columns=columns, sites=sites, seed=seed)
     except ValueError as error:
         raise UsageError(f"{error}") from error
-    institutions = tuple(
-        Institution(name=shard.name, sector=sector, records=len(shard.indices))
-        for shard, sector in zip(shards, itertools.cycle(_SECTORS), strict=False)
-    )
+    institutions = tuple(map(_institution, shards, itertools.cycle(_SECTORS)))
     quorum = min(study.federation.quorum, len(shards))
     study = study.model_copy(
         update={"federation": study.federation.model_copy(update={"quorum": quorum})}
     ).with_institutions(institutions)
     records = task.encode(models.load_tokenizer(study), rows, study.training.max_length)
     return Federation(study, tuple(shards), records, table.sha256, folder)
+
+
+def _institution(shard: Shard, sector: Sector) -> Institution:
+    try:
+        return Institution(name=shard.name, sector=sector, records=len(shard.indices))
+    except ValidationError as error:
+        why = error.errors()[0]["msg"]
+        raise UsageError(f"{shard.name!r} cannot be an institution's name: {why}.") from error
 
 
 def find_data(study_file: Path, study: Study) -> Path:

@@ -20,13 +20,13 @@ from typing import Any, Final, TypeVar
 
 # How often each of the things that make the task hard happens.
 _PREGNANCY: Final = 0.06
-_BORDERLINE: Final = 0.1
-_TURNED: Final = 0.45
+_BORDERLINE: Final = 0.03
+_TURNED: Final = 0.1
 _FATAL: Final = 0.1  # of the serious ones
-_SECOND_EPISODE: Final = 0.45
+_SECOND_EPISODE: Final = 0.04
 _SAME_PATIENT: Final = 0.55  # of the second episodes
 _OPPOSITE: Final = 0.8  # of the second episodes
-_REACTION_FITS: Final = 0.65  # a graver reaction when serious, a milder one when not
+_REACTION_FITS: Final = 0.92  # a graver reaction when serious, a milder one when not
 _ABOUT_ONESELF: Final = 0.55  # who calls or writes is the patient
 
 _SLOT: Final = re.compile(r"\{(?:(?P<low>\d+)-(?P<high>\d+)|(?P<name>[a-z_]+))\}")

@@ -21,7 +21,8 @@ class Round:
 
     def add(self, change: Weights, weight: float) -> None:
         """Add one site's change."""
-        np.add(self._sum, weight * change.flat, out=self._sum)
+        # A Python number times float32 stays float32: the product too must be float64.
+        self._sum += np.multiply(change.flat, weight, dtype=np.float64)
         self._weight += weight
 
     def result(self) -> Weights:

@@ -1,0 +1,125 @@
+"""A run's results for programs and for people."""
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from fedpact.server.results import RunResult, overview
+from fedpact.server.rounds import Answer
+from fedpact.server.runs import RoundView, RunView
+from support.round_fakes import study_among
+
+STUDY = study_among("A", "B", privacy={"target_epsilon": 4.0, "target_delta": 1e-6})
+
+
+def updated(epsilon, bytes_in=1000, **more):
+    return Answer("updated", "", bytes_in, epsilon, 1.0, "d" * 64, **more)
+
+
+VIEW = RunView(
+    id="r1",
+    study=STUDY,
+    status="completed",
+    message="",
+    flower_run="7",
+    process=None,
+    adapter="/somewhere/r1",
+    created_at=datetime.now(UTC),
+    rounds=(
+        RoundView(1, 2.0, 0.9, 0.5, {"A": updated(1.0), "B": updated(1.25)}),
+        RoundView(2, 3.0, 0.8, 0.625, {"A": updated(2.0), "B": Answer("late", "No reply.", 0)}),
+        RoundView(3, 4.0, 0.7, 0.75, {"A": updated(3.0, 1500)}),
+    ),
+)
+
+
+def shown(view: RunView, **how) -> str:
+    console = Console(file=StringIO(), width=200)
+    console.print(overview(view, **how))
+    return console.file.getvalue()
+
+
+def test_the_result_says_what_was_agreed_what_came_out_and_what_it_cost():
+    result = RunResult.of(VIEW)
+    assert (result.run, result.study, result.study_digest) == ("r1", "triage", STUDY.digest)
+    assert (result.status, result.adapter, result.unit) == (
+        "completed",
+        "/somewhere/r1",
+        "record",
+    )
+    assert result.seconds == 9.0
+    assert [(r.round, r.loss, r.accuracy, r.seconds, r.sites) for r in result.rounds] == [
+        (1, 0.9, 0.5, 2.0, 2),
+        (2, 0.8, 0.625, 3.0, 1),
+        (3, 0.7, 0.75, 4.0, 1),
+    ]
+    # B's ε is what it last said: a round that it missed does not take it back.
+    assert [(s.name, s.epsilon, s.delta, s.bytes_out) for s in result.sites] == [
+        ("A", 3.0, 1e-6, 3500),
+        ("B", 1.25, 1e-6, 1000),
+    ]
+
+
+def test_the_result_is_json():
+    result = RunResult.of(VIEW)
+    assert RunResult.model_validate_json(result.model_dump_json()) == result
+    assert set(json.loads(result.model_dump_json())) >= {
+        "rounds",
+        "sites",
+        "seconds",
+        "adapter",
+    }
+
+
+def test_a_run_that_has_only_begun_has_a_result_too():
+    begun = replace(
+        VIEW,
+        status="running",
+        adapter="",
+        rounds=(RoundView(1, None, None, None, {"A": Answer("asked"), "B": Answer("asked")}),),
+    )
+    result = RunResult.of(begun)
+    assert (result.seconds, result.rounds[0].sites) == (0.0, 0)
+    assert [site.epsilon for site in result.sites] == [None, None]
+    assert "training" in shown(begun)
+    assert "waiting" in shown(replace(begun, status="waiting", rounds=()))
+
+
+def test_every_epsilon_stands_with_its_delta_its_unit_and_its_neighbours():
+    table = shown(VIEW)
+    assert "ε at δ = 1e-06, for adding or removing one record" in table
+    assert "3.000" in table
+    assert "1.250" in table
+
+
+def test_what_each_site_does_is_said():
+    answers = {"A": updated(1.0, loss=0.5, accuracy=0.875), "B": Answer("late", "No reply.")}
+    table = shown(replace(VIEW, rounds=(RoundView(1, 1.0, None, None, answers),)))
+    assert "accuracy 0.875 NOT PRIVATE" in table
+    assert "late: No reply." in table
+    assert "away" in shown(VIEW)  # B was not asked in the last round
+    assert "/somewhere/r1" in table
+
+
+def test_without_privacy_it_says_so_and_shows_no_epsilon():
+    study = study_among("A", "B", privacy={"mechanism": "none"})
+    answers = {"A": updated(None), "B": updated(None)}
+    view = replace(VIEW, study=study, rounds=(RoundView(1, 1.0, None, None, answers),))
+    assert shown(view).count("NOT PRIVATE") == 2
+    assert [site.epsilon for site in RunResult.of(view).sites] == [None, None]
+
+
+@pytest.mark.parametrize("last", [1, 2])
+def test_only_the_last_rounds_are_shown_where_asked(last):
+    table = shown(VIEW, last=last)
+    assert [f"{n}/3" in table for n in (1, 2, 3)] == [n > 3 - last for n in (1, 2, 3)]
+
+
+def test_why_a_run_failed_is_shown():
+    failed = replace(VIEW, status="failed", message="Round 3 has 1 updates.")
+    assert "Round 3 has 1 updates." in shown(failed)
+    assert RunResult.of(failed).message == "Round 3 has 1 updates."

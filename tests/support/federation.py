@@ -1,0 +1,218 @@
+"""A whole federation of real processes: `fedpact server up` and `fedpact client up`."""
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from fedpact.client.home import ClientHome
+from fedpact.client.join import load_site
+from fedpact.client.ledger import Ledger, Reservation
+from fedpact.server import runs
+from fedpact.server.control import Control
+from fedpact.server.home import ServerHome
+from fedpact.server.runs import RunView
+from fedpact.server.up import READY
+from support.processes import free_port, is_alive, wait_for
+
+FEDPACT = (sys.executable, "-m", "fedpact.simulations")
+MARK = "FEDPACT_TEST_MARK"
+_STOP_SECONDS = 30.0
+_COMMAND_SECONDS = 300.0
+
+
+def fedpact(
+    *arguments: str, env: Mapping[str, str] | None = None, through: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, whatever that is; `through` is a command that execs it."""
+    return subprocess.run(
+        [*through, *FEDPACT, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=_COMMAND_SECONDS,
+        env={**os.environ, **(env or {})},
+    )
+
+
+def must(*arguments: str) -> str:
+    """Run a command that must succeed; what it printed."""
+    done = fedpact(*arguments)
+    assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+class Daemon:
+    """A process of ours that stays, with its output in a file."""
+
+    def __init__(self, arguments: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
+        self.log = log
+        self._start = log.stat().st_size if log.exists() else 0
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [*FEDPACT, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **env},
+            )
+
+    @property
+    def said(self) -> str:
+        """What this process has printed."""
+        return self.log.read_bytes()[self._start :].decode(errors="replace")
+
+    def wait_until_it_says(self, text: str) -> None:
+        def said() -> bool:
+            found = text in self.said
+            assert found or self.process.poll() is None, self.said
+            return found
+
+        wait_for(said, f"{text!r} in {self.log.name}", within=180.0)
+
+    def kill(self) -> None:
+        """SIGKILL: as if the machine had lost its power."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM, and SIGKILL if that is ignored; the exit code."""
+        self.process.terminate()
+        try:
+            return self.process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return -9
+
+
+class Federation:
+    """A coordinator and sites that have joined it, each in its own folder."""
+
+    def __init__(self, folder: Path, data: Mapping[str, Path]) -> None:
+        self.home = ServerHome(folder / "coordinator")
+        self.sites = {n: ClientHome(folder / f"site-{i}") for i, n in enumerate(data)}
+        self.daemons: dict[str, Daemon] = {}
+        self.mark = uuid.uuid4().hex
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._env = {MARK: self.mark}
+        self._data = dict(data)
+
+    def begin(self) -> None:
+        """Set up the coordinator, let every site join, start them all."""
+        must("server", "init", "--home", str(self.home.folder), "--port", str(free_port()))
+        self.start_coordinator()
+        for name, path in self._data.items():
+            self._join(name, path)
+            self.start_site(name)
+
+    def _join(self, name: str, data: Path) -> None:
+        place = ("--home", str(self.sites[name].folder))
+        invited = ("--sector", "academia", "--home", str(self.home.folder))
+        token = must("server", "invite", name, *invited)
+        must("client", "join", token.strip(), *place)
+        must("client", "dataset", "add", "notes", str(data), *place)
+        # Many runs are about to spend from it.
+        self.sites[name].policy.write_text("max_epsilon = 1000\n", encoding="utf-8")
+
+    def start_coordinator(self) -> Daemon:
+        arguments = ("server", "up", "--home", str(self.home.folder))
+        daemon = Daemon(arguments, self._folder / "coordinator.log", self._env)
+        self.daemons["coordinator"] = daemon
+        daemon.wait_until_it_says(READY)
+        return daemon
+
+    def start_site(self, name: str) -> Daemon:
+        home = self.sites[name].folder
+        log = self._folder / f"{home.name}.log"
+        daemon = Daemon(("client", "up", "--home", str(home)), log, self._env)
+        self.daemons[name] = daemon
+        return daemon
+
+    def ensure_up(self) -> None:
+        """Start again what a test has killed and left dead."""
+        if self.daemons["coordinator"].process.poll() is not None:
+            self.start_coordinator()
+        for name in self.sites:
+            if self.daemons[name].process.poll() is not None:
+                self.start_site(name)
+
+    def online(self) -> set[str]:
+        """The sites that are connected, as SuperLink says."""
+        numbers = {load_site(home).node_id: name for name, home in self.sites.items()}
+        with Control.of(self.home) as control:
+            nodes = control.nodes()
+        return {numbers[n.node_id] for n in nodes if n.status == "online"}
+
+    def start_run(self, study: Path) -> str:
+        home = ("--home", str(self.home.folder))
+        return json.loads(must("run", "start", str(study), *home, "--format", "json"))["run"]
+
+    def result(self, run: str) -> dict:
+        """Watch a run to its end; its result."""
+        home = ("--home", str(self.home.folder))
+        return json.loads(must("run", "watch", run, *home, "--format", "json"))
+
+    def view(self, run: str) -> RunView:
+        with _opened(self.home.open_database()) as engine:
+            return runs.view(engine, run)
+
+    def reservations(self, name: str) -> list[Reservation]:
+        with _opened(self.sites[name].open_database()) as engine:
+            return Ledger(engine).history("notes")
+
+    def spent(self, name: str, run: str, delta: float) -> float:
+        with _opened(self.sites[name].open_database()) as engine:
+            return Ledger(engine).spent_by_run("notes", run, delta)
+
+    def stop(self) -> None:
+        """Stop every process, the sites first."""
+        for daemon in reversed(self.daemons.values()):
+            daemon.stop()
+        end_marked(self.mark)
+
+
+@contextmanager
+def federation(folder: Path, data: Mapping[str, Path]) -> Iterator[Federation]:
+    """A federation that is up; at the end every process of it is stopped."""
+    made = Federation(folder, data)
+    try:
+        made.begin()
+        yield made
+    finally:
+        made.stop()
+
+
+@contextmanager
+def _opened(engine: Engine) -> Iterator[Engine]:
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def marked(mark: str) -> dict[int, str]:
+    """Processes that carry a mark in their environment, with their command lines."""
+    found = {}
+    needle = f"{MARK}={mark}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            pid = int(folder.name)
+            if needle in (folder / "environ").read_bytes().split(b"\0") and is_alive(pid):
+                line = (folder / "cmdline").read_bytes().decode(errors="replace")
+                found[pid] = line.replace("\0", " ")
+    return found
+
+
+def end_marked(mark: str) -> None:
+    """Kill what carries a mark: nothing that a test started outlives it."""
+    for pid in marked(mark):
+        with suppress(ProcessLookupError):
+            os.kill(pid, 9)
