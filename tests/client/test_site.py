@@ -473,9 +473,9 @@ def spied(bench, monkeypatch):
     seen = {}
     train, measure = bench.workbench.train, bench.workbench.measure
 
-    def watched_train(study, weights, records, mechanism):
+    def watched_train(study, institution, weights, records, mechanism):
         seen["trained"] = records
-        return train(study, weights, records, mechanism)
+        return train(study, institution, weights, records, mechanism)
 
     def watched_measure(study, weights, records):
         seen["measured"], seen["weights"] = records, weights

@@ -226,7 +226,7 @@ def test_sampling_rate_and_steps_are_of_public_numbers():
 def test_other_institutions_are_checked_again():
     study = a_study()
     large = study.institutions[0].model_copy(update={"name": "Large", "records": 10**9})
-    with pytest.raises(ValueError, match="records of Large"):
+    with pytest.raises(StudyError, match="records of Large"):
         study.with_institutions((large,))
     small = study.institutions[0].model_copy(update={"name": "Small", "records": 10})
     assert study.with_institutions((small,)).expected_batch_size("Small") == 10

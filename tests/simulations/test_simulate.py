@@ -178,8 +178,9 @@ def test_a_partition_that_cannot_be_made_is_said(run, partition):
         run(partition=partition, sites=None)
 
 
-def test_sites_smaller_than_a_batch_are_not_a_study(run):
-    with pytest.raises(StudyError, match="batch_size"):
+def test_sites_to_whom_the_promise_would_be_empty_are_refused(run, study_file, tiny):
+    tiny.write_study(study_file, privacy={"target_delta": 0.12}, institutions=[])
+    with pytest.raises(StudyError, match="one over the records of site-01"):
         run(sites=20)
 
 
