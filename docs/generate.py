@@ -151,7 +151,6 @@ def study_page() -> str:
         "",
         "- No label and no institution stands twice.",
         "- `federation.quorum` is at most the number of institutions.",
-        "- Under DP, `training.batch_size` is at most the declared records of every institution.",
         "- Under DP, `privacy.target_delta` is at most one over the declared records of every",
         "  institution: above that the promise would be empty.",
     ]
@@ -272,8 +271,8 @@ def cli_page() -> str:
     lines = [
         "# The command line",
         "",
-        "`fedpact NOUN VERB`. `--help` after any command prints what stands here. Tables have",
-        "`--format json`. Exit codes are in [exit-codes.md](exit-codes.md).",
+        "`fedpact NOUN VERB`. Every command has `--help`; those that print a table have `--format",
+        "json`. Exit codes are in [exit-codes.md](exit-codes.md).",
     ]
     for path, command in _commands(typer.main.get_command(app), ("fedpact",)):
         lines += ["", f"## `{' '.join(path)}`", "", " ".join((command.help or "").split()), ""]

@@ -102,6 +102,25 @@ def test_a_folder_that_is_not_whole_is_said(tiny, copy, name, how):
         models.build(study, CPU)
 
 
+def test_weights_that_lack_a_layer_are_refused(tiny, copy):
+    """Each site would draw its own values for it, and nobody would notice."""
+    weights = copy / "model.safetensors"
+    tensors = load_file(weights)
+    lacking = {n: t for n, t in tensors.items() if "pooler" not in n}
+    assert len(lacking) == len(tensors) - 2
+    save_file(lacking, weights, metadata={"format": "pt"})
+    study = tiny.study(model={"base": str(copy), "sha256": None})
+    with pytest.raises(ModelError, match=r"lack 2 tensors, among them .*pooler"):
+        models.build(study, CPU)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokeniser_that_is_damaged_is_said(tiny, copy, name):
+    (copy / name).write_text("{ nothing of the kind")
+    with pytest.raises(ModelError, match="cannot be read"):
+        models.load_tokenizer(tiny.study(model={"base": str(copy)}))
+
+
 def test_a_tokeniser_that_is_not_there_is_said(tiny, copy):
     for path in copy.glob("tokenizer*"):
         path.unlink()
@@ -133,7 +152,7 @@ def test_the_method_decides_what_is_trained(built):
     study, model = built
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert len(trained) == len(models.get_adapter(model, trainable=True).manifest.names)
-    frozen = {n for n in models.adapter_parameters(model)} - set(
+    frozen = set(models.adapter_parameters(model)) - set(
         models.get_adapter(model, trainable=True).manifest.names
     )
     a = {n for n in models.adapter_parameters(model) if ".lora_A." in n}

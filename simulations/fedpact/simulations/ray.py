@@ -1,9 +1,11 @@
 """The same run on Flower's Ray backend: sites in many processes, or on many machines.
 
 Flower does not tell a ServerApp which simulated node is which partition, so the run begins
-by asking each node.
+by asking each node. Neither Flower nor Ray reports home unless the environment says so.
 """
 
+import os
+import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,6 +21,7 @@ from fedpact.server.conduct import conduct
 from fedpact.simulations.federation import Federation, seeded_workbench
 
 _PARTITION = "partition-id"
+_REST_SECONDS = 0.1
 
 
 def conduct_on_ray(
@@ -31,6 +34,7 @@ def conduct_on_ray(
     """
     from flwr.simulation import run_simulation
 
+    _keep_quiet()
     server_app = ServerApp()
     failures: list[Exception] = []
 
@@ -89,9 +93,18 @@ def _resident(digest: str, index: int, seed: int, federation: Federation) -> Sit
     return _Residents.sites[digest, index]
 
 
+def _keep_quiet() -> None:
+    """Have nothing reported to Flower's or Ray's makers (Flower has read its setting already)."""
+    from flwr.supercore import telemetry
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    telemetry.FLWR_TELEMETRY_ENABLED = os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+
+
 def _discover(grid: Grid, federation: Federation) -> dict[str, int]:
-    """Which node is which site."""
-    nodes = list(grid.get_node_ids())
+    """Which node is which site; Flower starts us before all of its nodes are there."""
+    while len(nodes := list(grid.get_node_ids())) < len(federation.shards):
+        time.sleep(_REST_SECONDS)
     questions = [Message(RecordDict(), node, "query") for node in nodes]
     found = {}
     for reply in grid.send_and_receive(questions):

@@ -1,0 +1,154 @@
+"""The command line as a whole: quick to start, and every error in a sentence."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from fedpact.common import errors
+from fedpact.common.errors import FedpactError
+from support.federation import fedpact
+from support.tiny_bert import write_data
+
+HEAVY = (
+    "torch",
+    "transformers",
+    "flwr",
+    "sqlalchemy",
+    "pydantic",
+    "peft",
+    "opacus",
+    "datasets",
+)
+VERBS = (
+    (),
+    ("demo",),
+    ("simulate",),
+    ("study",),
+    ("study", "check"),
+    ("server",),
+    ("server", "up"),
+    ("run",),
+    ("run", "start"),
+    ("client",),
+    ("client", "up"),
+    ("client", "dataset", "add"),
+)
+_ASK = f"""
+import sys
+from fedpact.simulations.cli import main
+for verb in {VERBS!r}:
+    sys.argv = ["fedpact", *verb, "--help"]
+    try:
+        main()
+    except SystemExit as end:
+        assert end.code == 0, verb
+print("loaded:", *sorted(set({HEAVY!r}) & set(sys.modules)))
+"""
+
+
+def test_help_is_there_for_every_verb_and_loads_nothing_heavy():
+    done = subprocess.run(
+        [sys.executable, "-c", _ASK], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].strip() == "loaded:"
+
+
+def ends_with(done, code: int, sentence: str) -> None:
+    """It ended with this code and one sentence that says why, and maybe one what to do."""
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    first, *rest = done.stderr.strip().splitlines()
+    assert first.startswith("fedpact: ")
+    assert re.search(sentence, first), first
+    assert len(rest) <= 1
+
+
+BAD = """\
+[study]
+name = "x"
+[task]
+labels = ["a", "b"]
+[model]
+base = "somewhere"
+[privacy]
+target_epsilonn = 1.0
+"""
+CASES = {
+    "an unknown study": (("study", "check", "nowhere.toml"), 10, "no study file nowhere.toml"),
+    "a study to run that is not there": (("run", "start", "nowhere.toml"), 10, "no study file"),
+    "a simulation of nothing": (("simulate", "nowhere.toml"), 10, "no study file nowhere.toml"),
+    "a run without a coordinator": (("run", "list"), 2, "no coordinator in"),
+    "a run to watch": (("run", "watch", "x"), 2, "no coordinator in"),
+    "a run to stop": (("run", "stop", "x"), 2, "no coordinator in"),
+    "a coordinator that was not made": (("server", "up"), 2, "no coordinator in"),
+    "a site that has not joined": (("client", "up"), 17, "has not joined"),
+    "a token that is none": (("client", "join", "fedpact1-abc"), 17, "damaged"),
+    "data that are not there": (
+        ("client", "dataset", "add", "x", "nowhere.csv"),
+        11,
+        "no file",
+    ),
+}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return {
+        "FEDPACT_SERVER_HOME": str(tmp_path / "server"),
+        "FEDPACT_CLIENT_HOME": str(tmp_path / "client"),
+        "HOME": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_goes_wrong_ends_in_a_sentence_and_its_code(case, here):
+    arguments, code, sentence = CASES[case]
+    ends_with(fedpact(*arguments, env=here), code, sentence)
+
+
+def test_a_bad_study_is_told_line_by_line(here, tmp_path):
+    (tmp_path / "bad.toml").write_text(BAD)
+    for verb in (("study", "check"), ("simulate",)):
+        done = fedpact(*verb, "bad.toml", env=here)
+        assert done.returncode == 10
+        assert "Traceback" not in done.stderr
+        assert "line 8: privacy.target_epsilonn: there is no such key" in done.stderr
+        assert "did you mean `target_epsilon`" in done.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_said(here, tiny, tmp_path):
+    write_data(tmp_path / "data.csv")
+    tiny.write_study(tmp_path / "study.toml")
+    (tmp_path / "file").touch()
+    done = fedpact("simulate", "study.toml", "--folder", "file/run", env=here)
+    ends_with(done, 18, "cannot be")
+
+
+def test_a_study_of_the_template_is_valid(here):
+    assert fedpact("study", "new", "mine.toml", env=here).returncode == 0
+    assert fedpact("study", "check", "mine.toml", env=here).returncode == 0
+    ends_with(fedpact("study", "new", "mine.toml", env=here), 10, "exists already")
+
+
+def test_what_is_mistyped_is_said_by_typer(here):
+    done = fedpact("serve", env=here)
+    assert done.returncode == 2
+    assert "No such command" in done.stderr
+
+
+def test_every_error_has_a_code_of_its_own_that_is_written_down():
+    kinds = [
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, FedpactError)
+    ]
+    codes = {kind.__name__: kind.exit_code for kind in kinds}
+    assert len(set(codes.values())) == len(codes) > 10
+    for name, code in codes.items():
+        assert re.search(rf"{name}\s+{code}\b", errors.__doc__), name
