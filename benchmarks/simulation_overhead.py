@@ -7,7 +7,6 @@ stands the plain app of `stock_flower/` on the same backend: it makes its model 
 message, as Flower's tutorials do, and has a train and an evaluate phase.
 """
 
-import csv
 import itertools
 import json
 import os
@@ -19,8 +18,11 @@ import time
 from pathlib import Path
 
 import tomli_w
-from _report import parser, report
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
 
+from _report import parser, report
 from fedpact.common import model as models
 from fedpact.common.study import BaseModelRef
 from fedpact.simulations.reports import NOT_SERIOUS, SERIOUS, write_demo_data
@@ -40,7 +42,7 @@ def main() -> None:
     command_line.add_argument("--sites", type=int, default=20)
     command_line.add_argument("--rounds", type=int, default=5)
     command_line.add_argument("--stock-rounds", type=int, default=2)
-    command_line.add_argument("--stock-app", type=Path, help=argparse_internal())
+    command_line.add_argument("--stock-app", type=Path, help="used by the script itself")
     args = command_line.parse_args()
     if args.stock_app:
         run_stock_app(args.stock_app, args.sites, args.stock_rounds)
@@ -75,18 +77,10 @@ def main() -> None:
     )
 
 
-def argparse_internal() -> str:
-    """The help of an option that only this script gives to itself."""
-    import argparse
-
-    return argparse.SUPPRESS
-
-
 def write_data(folder: Path, sites: int) -> Path:
     """One file with the records of all sites."""
     made = write_demo_data(folder / "data", records=RECORDS * sites)
-    file = next(iter(made.sites.values()))
-    return file
+    return next(iter(made.sites.values()))
 
 
 def write_study(folder: Path, rounds: int) -> Path:
@@ -153,3 +147,49 @@ def stock_app(folder: Path, sites: int, rounds: int) -> list[float]:
     ticks = [float(line.split()[1]) for line in lines]
     assert len(ticks) == rounds + 1
     return [after - before for before, after in itertools.pairwise(ticks)]
+
+
+def run_stock_app(work: Path, sites: int, rounds: int) -> None:
+    """Run the plain app on Ray; its configuration is put in, as `flwr run` would."""
+    from flwr.simulation import run_simulation
+
+    from stock_flower.stock_app import client_app, server_app
+
+    config: dict[str, bool | float | int | str] = {
+        "base": str(models.locate(BaseModelRef(base=BASE))),
+        "clock": str(work / "clock"),
+        "num-server-rounds": rounds,
+        "batch-size": BATCH,
+        "learning-rate": 5e-3,
+        "max-length": MAX_LENGTH,
+    }
+    data = next((work.parent / "data").glob("[!p]*.csv"))
+    server, client = ServerApp(), ClientApp()
+
+    @server.main()
+    def main_(grid: Grid, context: Context) -> None:
+        context.run_config = config
+        while len(list(grid.get_node_ids())) < sites:
+            time.sleep(0.1)
+        server_app.main(grid, context)
+
+    @client.train()
+    def train(message: Message, context: Context) -> Message:
+        context.run_config, context.node_config["data"] = config, str(data)
+        return client_app.train(message, context)
+
+    @client.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        context.run_config, context.node_config["data"] = config, str(data)
+        return client_app.evaluate(message, context)
+
+    run_simulation(
+        server,
+        client,
+        num_supernodes=sites,
+        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+    )
+
+
+if __name__ == "__main__":
+    main()

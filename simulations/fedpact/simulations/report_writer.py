@@ -18,7 +18,8 @@ from importlib.resources import files
 from random import Random
 from typing import Any, Final, TypeVar
 
-# How often each of the things that make the task hard happens.
+# How often each of the things that make the task hard happens: seldom enough that the few
+# private steps of a demo's minutes learn something. More of each makes a harder task.
 _PREGNANCY: Final = 0.06
 _BORDERLINE: Final = 0.03
 _TURNED: Final = 0.1
