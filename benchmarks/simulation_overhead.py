@@ -34,6 +34,8 @@ _QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray steps back behind other processes by default; here both sides count alike.
+    "RAY_worker_niceness": "0",
 }
 
 

@@ -89,6 +89,14 @@ OTHERS: Final = (
         ),
     ),
     (
+        "FLWR_TELEMETRY_ENABLED, RAY_USAGE_STATS_ENABLED",
+        "Flower, Ray",
+        (
+            "Nothing is reported to their makers: the coordinator sets the first to 0; a "
+            "simulation on Ray sets both to 0 unless they are set."
+        ),
+    ),
+    (
         "CUDA_VISIBLE_DEVICES",
         "CUDA",
         "Which GPUs are seen. The first is used where there is one; otherwise the CPU.",

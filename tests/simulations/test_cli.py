@@ -1,14 +1,16 @@
 """The command line as a whole: quick to start, and every error in a sentence."""
 
-import os
+import logging
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
 
 from fedpact.common import errors
 from fedpact.common.errors import FedpactError
+from fedpact.simulations import cli
 from support.federation import fedpact
 from support.tiny_bert import write_data
 
@@ -95,49 +97,81 @@ CASES = {
 }
 
 
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def run(tmp_path, monkeypatch, capsys):
+    """The command line in this process, in an empty folder; `main` itself decides the code."""
     monkeypatch.chdir(tmp_path)
-    return {
-        "FEDPACT_SERVER_HOME": str(tmp_path / "server"),
-        "FEDPACT_CLIENT_HOME": str(tmp_path / "client"),
-        "HOME": str(tmp_path),
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for room in ("server", "client"):
+        monkeypatch.setenv(f"FEDPACT_{room.upper()}_HOME", str(tmp_path / room))
+    # What a command sets up for itself must not leak into other tests.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+
+    def invoke(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["fedpact", *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        return Done(code, *capsys.readouterr())
+
+    return invoke
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_goes_wrong_ends_in_a_sentence_and_its_code(case, here):
+def test_what_goes_wrong_ends_in_a_sentence_and_its_code(case, run):
     arguments, code, sentence = CASES[case]
-    ends_with(fedpact(*arguments, env=here), code, sentence)
+    ends_with(run(*arguments), code, sentence)
 
 
-def test_a_bad_study_is_told_line_by_line(here, tmp_path):
+def test_a_process_ends_so_too(tmp_path):
+    done = fedpact("study", "check", str(tmp_path / "nowhere.toml"))
+    ends_with(done, 10, "no study file")
+    assert done.stdout == ""
+
+
+def test_a_bad_study_is_told_line_by_line(run, tmp_path):
     (tmp_path / "bad.toml").write_text(BAD)
     for verb in (("study", "check"), ("simulate",)):
-        done = fedpact(*verb, "bad.toml", env=here)
+        done = run(*verb, "bad.toml")
         assert done.returncode == 10
-        assert "Traceback" not in done.stderr
         assert "line 8: privacy.target_epsilonn: there is no such key" in done.stderr
         assert "did you mean `target_epsilon`" in done.stderr
 
 
-def test_a_folder_that_cannot_be_written_is_said(here, tiny, tmp_path):
+def test_a_folder_that_cannot_be_written_is_said(run, tiny, tmp_path):
     write_data(tmp_path / "data.csv")
     tiny.write_study(tmp_path / "study.toml")
     (tmp_path / "file").touch()
-    done = fedpact("simulate", "study.toml", "--folder", "file/run", env=here)
-    ends_with(done, 18, "cannot be")
+    ends_with(run("simulate", "study.toml", "--folder", "file/run"), 18, "cannot be")
 
 
-def test_a_study_of_the_template_is_valid(here):
-    assert fedpact("study", "new", "mine.toml", env=here).returncode == 0
-    assert fedpact("study", "check", "mine.toml", env=here).returncode == 0
-    ends_with(fedpact("study", "new", "mine.toml", env=here), 10, "exists already")
+def test_ctrl_c_ends_with_the_code_that_shells_give_it(run, monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    assert run() == Done(130, "", "fedpact: stopped.\n")
 
 
-def test_what_is_mistyped_is_said_by_typer(here):
-    done = fedpact("serve", env=here)
+def test_a_study_of_the_template_is_valid(run):
+    assert run("study", "new", "mine.toml").returncode == 0
+    assert run("study", "check", "mine.toml").returncode == 0
+    ends_with(run("study", "new", "mine.toml"), 10, "exists already")
+
+
+def test_what_is_mistyped_is_said_by_typer(run):
+    done = run("serve")
     assert done.returncode == 2
     assert "No such command" in done.stderr
 
