@@ -14,7 +14,6 @@ import warnings
 from pathlib import Path
 
 from _report import arguments, report
-
 from fedpact.client.datasets import Dataset, Datasets
 from fedpact.client.home import ClientHome
 from fedpact.client.ledger import Ledger
