@@ -27,7 +27,7 @@ from fedpact.common.evaluation import evaluate
 from fedpact.server.home import ServerHome, renew
 from fedpact.server.superlink import _descendants
 from support.federation import Federation, federation, fedpact, marked, must
-from support.processes import is_alive, wait_for
+from support.processes import free_port, is_alive, wait_for
 from support.tiny_bert import write_data
 
 pytestmark = pytest.mark.e2e
@@ -37,8 +37,9 @@ INSTITUTIONS = [
     {"name": name, "sector": sector, "records": 120}
     for name, sector in zip(NAMES, ("academia", "industry", "government"), strict=True)
 ]
-# Long enough to be hit in the middle, and more rounds than anybody waits for.
-LONG = {"training": {"rounds": 100, "local_steps": 300}}
+# More rounds than anybody waits for; and such whose every round can be hit in the middle.
+LONG = {"training": {"rounds": 200, "local_steps": 40}}
+LONG_ROUNDS = {"training": {"rounds": 100, "local_steps": 200}}
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +163,7 @@ def test_a_refusal_reaches_the_coordinator_with_its_reason(fed, study_file):
 
 
 def test_a_site_killed_in_a_round_has_spent_it_and_takes_part_again(fed, study_file):
-    run = fed.start_run(study_file(**LONG))
+    run = fed.start_run(study_file(**LONG_ROUNDS))
 
     def unsettled(name):
         found = [r for r in fed.reservations(name) if r.run == run and r.settled_at is None]
@@ -193,7 +194,7 @@ def test_a_site_killed_in_a_round_has_spent_it_and_takes_part_again(fed, study_f
         r for r in fed.reservations("Agency") if r.run == run and r.round == hit.round
     ]
     assert (standing.id, standing.settled_at) == (hit.id, None)
-    assert standing.counted_steps == 300
+    assert standing.counted_steps == 200
     stated = next(s["epsilon"] for s in result["sites"] if s["name"] == "Agency")
     assert stated == fed.spent("Agency", run, 1e-5)
     ledger = json.loads(
@@ -274,8 +275,8 @@ def server(tmp_path):
     """Makes a coordinator's folder; its arguments."""
     home = tmp_path / "server"
 
-    def make(port: int = 9443) -> tuple[str, str]:
-        must("server", "init", "--home", str(home), "--port", str(port))
+    def make(port: int | None = None) -> tuple[str, str]:
+        must("server", "init", "--home", str(home), "--port", str(port or free_port()))
         return ("--home", str(home))
 
     return make

@@ -4,6 +4,7 @@ import json
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 from safetensors.numpy import load_file
@@ -170,6 +171,23 @@ def test_every_record_is_at_one_site(tiny, study_file, tmp_path):
     positions = sorted(int(i) for shard in dealt.shards for i in shard.indices)
     assert positions == list(range(180))
     assert len(dealt.records) == 180
+
+
+def test_each_site_has_its_own_records_and_no_others(tiny, study_file, tmp_path):
+    study = tiny.study(training={"batch_size": 2})
+    dealt = federations.deal(study, tmp_path / "data.csv", "quantity:1", 3, 0, tmp_path)
+    dealt.prepare()
+    workbench, contents = federations.seeded_workbench(0), set()
+    for index, shard in enumerate(dealt.shards):
+        site = dealt.site(index, workbench)
+        dataset = site.dataset(dealt.study)
+        assert dataset.records == len(shard.indices)
+        contents.add(dataset.sha256)
+        mine = site.records(dealt.study, dataset).training
+        expected = dealt.records.select(shard.indices)
+        np.testing.assert_array_equal(mine.ids, expected.ids)
+        np.testing.assert_array_equal(mine.labels, expected.labels)
+    assert len(contents) == 3  # or they would share a budget
 
 
 @pytest.mark.parametrize("partition", ["iidd", "dirichlet:x", "column:nowhere"])
