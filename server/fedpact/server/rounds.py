@@ -137,9 +137,8 @@ class Conductor:
 
     def _round(self, number: int, weights: Weights, unmeasured: int | None) -> Weights:
         asked = self._gather(number)
-        started = (
-            self.clock()
-        )  # sites have the whole deadline, however long others were awaited
+        # From here: those who were asked have the whole deadline, however long others took.
+        started = self.clock()
         request = self._request(number, weights)
         self.record.round_started(number, asked)
         self.exchange.ask(dict.fromkeys(sorted(asked), request))
