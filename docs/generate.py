@@ -41,8 +41,11 @@ ENVIRONMENT: Final = (
     ),
     (
         "FEDPACT_CLIENT_DATABASE",
-        _CLIENT,
-        "An SQLAlchemy URL of the site's database. Without it: `fedpact.db` in the site's folder.",
+        "`fedpact client dataset …`, `fedpact client ledger`",
+        (
+            "An SQLAlchemy URL of the site's database; without it `fedpact.db` in the site's "
+            "folder. `fedpact client up` does not read it yet."
+        ),
     ),
     (
         "FEDPACT_SERVER_HOME",
