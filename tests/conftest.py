@@ -1,6 +1,5 @@
 """What every test gets: no network but loopback, one thread, a tiny model, databases."""
 
-import ipaddress
 import os
 
 # Before any library is loaded, so that it holds for this process and all that tests start.
@@ -55,7 +54,7 @@ def _only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
 def _is_number(host: object) -> bool:
     """Whether a host is an address already: looking it up asks nobody."""
     try:
-        ipaddress.ip_address(str(host))
+        ip_address(str(host))
     except ValueError:
         return False
     return True
