@@ -41,11 +41,8 @@ ENVIRONMENT: Final = (
     ),
     (
         "FEDPACT_CLIENT_DATABASE",
-        "`fedpact client dataset …`, `fedpact client ledger`",
-        (
-            "An SQLAlchemy URL of the site's database; without it `fedpact.db` in the site's "
-            "folder. `fedpact client up` does not read it yet."
-        ),
+        "`fedpact client`",
+        "An SQLAlchemy URL of the site's database; without it `fedpact.db` in the site's folder.",
     ),
     (
         "FEDPACT_SERVER_HOME",

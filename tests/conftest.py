@@ -73,10 +73,17 @@ def _is_local(host: object) -> bool:
         host = host.decode()
     if host in {None, "", "localhost", socket.gethostname()}:
         return True
+    if not _is_address(host):
+        return False
+    return ip_address(str(host)).is_loopback or ip_address(str(host)).is_unspecified
+
+
+def _is_address(host: object) -> bool:
     try:
-        return ip_address(str(host)).is_loopback or ip_address(str(host)).is_unspecified
+        ip_address(str(host))
     except ValueError:
         return False
+    return True
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ def join(
     from fedpact.client.home import ClientHome, write_private
     from fedpact.client.join import join as join_federation
 
-    site = ClientHome(home.expanduser())
+    site = ClientHome.at(home)
     joined = join_federation(token, site)
     if not site.policy.exists():
         write_private(site.policy, policy.template().encode())
@@ -56,4 +56,4 @@ def up(home: Home = DEFAULT_HOME) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     from fedpact.client.up import up as serve
 
-    serve(ClientHome(home.expanduser()))
+    serve(ClientHome.at(home))

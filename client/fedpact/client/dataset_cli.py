@@ -145,11 +145,9 @@ def ledger(
 
 
 def _home(folder: Path) -> "ClientHome":
-    from dataclasses import replace
-
     from fedpact.client.home import ClientHome
 
-    return replace(ClientHome.default(), folder=folder.expanduser())
+    return ClientHome.at(folder)
 
 
 def _state(dataset: "Dataset") -> str:

@@ -44,6 +44,11 @@ class ClientHome:
         folder = os.environ.get(HOME_VARIABLE) or "~/.fedpact/client"
         return cls(Path(folder).expanduser(), os.environ.get(DATABASE_VARIABLE, ""))
 
+    @classmethod
+    def at(cls, folder: Path) -> "ClientHome":
+        """A folder, with the database that the environment names, if it names one."""
+        return cls(folder.expanduser(), os.environ.get(DATABASE_VARIABLE, ""))
+
     @property
     def database_url(self) -> str:
         """The URL of the site's database."""
