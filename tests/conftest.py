@@ -44,20 +44,11 @@ def _only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     lookup = socket.getaddrinfo
 
     def local_lookup(host: object, *args: object, **kwargs: object) -> object:
-        if not _is_local(host) and not _is_number(host):
+        if not _is_local(host) and not _is_address(host):
             pytest.fail(f"a test asked for the address of {host!r}")
         return lookup(host, *args, **kwargs)
 
     monkeypatch.setattr(socket, "getaddrinfo", local_lookup)
-
-
-def _is_number(host: object) -> bool:
-    """Whether a host is an address already: looking it up asks nobody."""
-    try:
-        ip_address(str(host))
-    except ValueError:
-        return False
-    return True
 
 
 def _require_loopback(connection: socket.socket, address: object) -> None:
