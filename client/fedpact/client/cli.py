@@ -1,27 +1,20 @@
 """`fedpact client`: an institution's daemon."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fedpact.client.dataset_cli import dataset_app, ledger
+from fedpact.client.dataset_cli import DEFAULT_HOME, HomeOption, dataset_app, ledger
 
 client_app = typer.Typer(no_args_is_help=True, help="An institution's daemon.")
 client_app.add_typer(dataset_app, name="dataset")
 client_app.command("ledger")(ledger)
 
-Home = Annotated[
-    Path,
-    typer.Option(envvar="FEDPACT_CLIENT_HOME", help="The site's folder."),
-]
-DEFAULT_HOME = Path("~/.fedpact/client")
-
 
 @client_app.command()
 def join(
     token: Annotated[str, typer.Argument(help="What the coordinator's invite printed.")],
-    home: Home = DEFAULT_HOME,
+    home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Join a federation with one token: makes keys here, trusts the coordinator's CA."""
     from fedpact.client import policy
@@ -40,7 +33,7 @@ def join(
 
 
 @client_app.command()
-def up(home: Home = DEFAULT_HOME) -> None:
+def up(home: HomeOption = DEFAULT_HOME) -> None:
     """Serve: answer the coordinator's requests, within your policy, until stopped."""
     import logging
     import os

@@ -17,7 +17,7 @@ dataset_app = typer.Typer(no_args_is_help=True, help="The institution's data set
 console = Console(markup=False, highlight=False)
 notices = Console(markup=False, highlight=False, stderr=True)
 
-_DEFAULT_HOME = Path("~/.fedpact/client")
+DEFAULT_HOME = Path("~/.fedpact/client")
 
 HomeOption = Annotated[
     Path, typer.Option("--home", envvar="FEDPACT_CLIENT_HOME", help="The site's folder.")
@@ -32,7 +32,7 @@ NameArgument = Annotated[str, typer.Argument(help="The data set's name.")]
 def add(
     name: NameArgument,
     file: Annotated[Path, typer.Argument(help="A CSV, JSON lines or Parquet file.")],
-    home: HomeOption = _DEFAULT_HOME,
+    home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Register a file as a data set, or take its new content; what was spent stays spent."""
     from fedpact.client.datasets import Datasets
@@ -51,7 +51,7 @@ def add(
 
 
 @dataset_app.command("list")
-def list_datasets(home: HomeOption = _DEFAULT_HOME, format_: Format = "table") -> None:
+def list_datasets(home: HomeOption = DEFAULT_HOME, format_: Format = "table") -> None:
     """List the data sets, and whether their files are still what was registered."""
     from fedpact.client.datasets import Datasets
 
@@ -84,7 +84,7 @@ def check(
     study: Annotated[
         Path | None, typer.Option(help="A study file that the data set must fit.")
     ] = None,
-    home: HomeOption = _DEFAULT_HOME,
+    home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Check that a data set is whole and unchanged, and that it fits a study."""
     from fedpact.client.datasets import Datasets, require_unchanged
@@ -103,7 +103,7 @@ def ledger(
     name: Annotated[
         str | None, typer.Argument(help="The data set's name; all by default.")
     ] = None,
-    home: HomeOption = _DEFAULT_HOME,
+    home: HomeOption = DEFAULT_HOME,
     format_: Format = "table",
 ) -> None:
     """Show what privacy each data set has spent, run by run, and what is left."""

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from fedpact.common.database import open_database, sqlite_url, storage_error
+from fedpact.common.database import disk_errors, open_database, sqlite_url
 
 HOME_VARIABLE = "FEDPACT_CLIENT_HOME"
 DATABASE_VARIABLE = "FEDPACT_CLIENT_DATABASE"
@@ -41,8 +41,7 @@ class ClientHome:
     @classmethod
     def default(cls) -> "ClientHome":
         """The folder and database that the environment names, or `~/.fedpact/client`."""
-        folder = os.environ.get(HOME_VARIABLE) or "~/.fedpact/client"
-        return cls(Path(folder).expanduser(), os.environ.get(DATABASE_VARIABLE, ""))
+        return cls.at(Path(os.environ.get(HOME_VARIABLE) or "~/.fedpact/client"))
 
     @classmethod
     def at(cls, folder: Path) -> "ClientHome":
@@ -119,10 +118,8 @@ def private_folder(folder: Path) -> None:
     Raises:
         StorageError: it cannot be made.
     """
-    try:
+    with disk_errors():
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(error) from error
 
 
 def write_private(path: Path, data: bytes) -> None:
@@ -132,7 +129,7 @@ def write_private(path: Path, data: bytes) -> None:
         StorageError: it cannot be written; what stood there before still does.
     """
     private_folder(path.parent)
-    try:
+    with disk_errors():
         # mkstemp makes files 0600, whatever the umask.
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
         try:
@@ -144,5 +141,3 @@ def write_private(path: Path, data: bytes) -> None:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-    except OSError as error:
-        raise storage_error(error) from error

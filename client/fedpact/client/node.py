@@ -57,10 +57,10 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedpact.common import wire
+from fedpact.common.wire import RECORD
 
 log = logging.getLogger(__name__)
 
-RECORD = "fedpact"
 _POLL_SECONDS = (0.05, 0.5)  # the shortest and the longest rest between two looks
 _RETRY_SECONDS = (1.0, 30.0)
 _CONNECTION_ERRORS = (httpx.HTTPError, ObjectPullError, ObjectPushError, OSError)
@@ -229,10 +229,7 @@ def _pull(link: _Link, message: Message, tree: ObjectTree) -> wire.Packet:
 
 def _push(link: _Link, packet: wire.Packet, request: Message) -> None:
     """Send the reply and its objects."""
-    content = RecordDict(
-        {RECORD: ConfigRecord({"header": packet.header, "array": packet.array})}
-    )
-    reply = Message(content, reply_to=request)
+    reply = Message(RecordDict({RECORD: ConfigRecord({**packet.fields()})}), reply_to=request)
     run_id = request.metadata.run_id
     with no_object_id_recompute():
         reply.metadata.__dict__["_message_id"] = reply.object_id

@@ -108,7 +108,7 @@ class Site:
         reservation = self._reserve(request, study, dataset, mechanism, policy)
         log.info("run %s round %d: training", request.run, request.round)
         result = self.workbench.train(study, self.name, weights, split.training, mechanism)
-        self.ledger.settle(reservation, study.training.local_steps)
+        self.ledger.settle(reservation, result.steps)
         epsilon = self.ledger.spent_by_run(
             dataset.name, request.run, study.privacy.target_delta
         )
@@ -118,7 +118,7 @@ class Site:
             study_digest=request.study_digest,
             change=wire.ArrayInfo.of(result.change),
             epsilon=epsilon if study.is_private else None,
-            steps=study.training.local_steps,
+            steps=result.steps,
             metrics=metrics,
         )
         return self.gate.release(

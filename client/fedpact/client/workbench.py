@@ -1,4 +1,4 @@
-"""What stays warm between rounds: the model with its adapter, the tokeniser, the records.
+"""What stays warm between rounds: the model with its adapter, and the tokeniser.
 
 A simulation gives one workbench to all its sites: they share the resident base model and
 swap their adapters in.
@@ -35,7 +35,7 @@ class Model:
 
 
 class Workbench:
-    """Resident models and encoded records of one site (or of a simulation's).
+    """The resident model of one site (or of a simulation's sites).
 
     Args:
         device: where models live; a GPU if there is one, by default.

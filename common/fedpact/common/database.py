@@ -4,6 +4,8 @@ SQLite runs in WAL mode with full synchronisation: what a committed transaction 
 survived a power cut. Each room keeps its tables and its migrations; this module only opens.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,15 @@ def storage_error(error: SQLAlchemyError | OSError) -> StorageError:
         f"The database or disk cannot be written: {cause}.",
         advice="Make space or give access, then start again: nothing that was committed is lost.",
     )
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Turn what the operating system says of a disk into a `StorageError`."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error) from error
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

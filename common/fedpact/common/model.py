@@ -181,9 +181,7 @@ def build(study: Study, device: torch.device) -> nn.Module:
         raise ModelError(f"The adapter does not fit {study.model.base}: {error}") from error
     parameters = adapter_parameters(model)
     for name, parameter in parameters.items():
-        parameter.requires_grad = not (
-            study.aggregation.method == "ffa-lora" and ".lora_A." in name
-        )
+        parameter.requires_grad = study.trains(name)
     set_adapter(model, initial_weights(model, study.training.seed))
     return model.train()
 

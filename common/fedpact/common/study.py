@@ -306,6 +306,10 @@ class Study(_Section):
         """Poisson sampling rate at an institution: expected batch over its declared size."""
         return self.expected_batch_size(name) / self.institution(name).records
 
+    def trains(self, tensor: str) -> bool:
+        """Whether sites train a tensor of the adapter: under FFA-LoRA, A is frozen and shared."""
+        return self.aggregation.method != "ffa-lora" or ".lora_A." not in tensor
+
     @property
     def total_steps(self) -> int:
         """Optimiser steps that each site takes in the whole run."""

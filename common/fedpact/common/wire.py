@@ -16,6 +16,8 @@ from fedpact.common.errors import WireError
 from fedpact.common.study import Digest
 
 PROTOCOL: Final = 1
+# The record of a transport's message that holds a packet's fields.
+RECORD = "fedpact"
 MAX_VALUES = 500_000_000
 MAX_ROUND = 2**31 - 1  # what a database's integer holds
 
@@ -127,6 +129,10 @@ class Packet(BaseModel):
             header=header if isinstance(header, str) else "",
             array=array if isinstance(array, bytes) else b"",
         )
+
+    def fields(self) -> dict[str, str | bytes]:
+        """The two fields by name, as `of` reads them."""
+        return {"header": self.header, "array": self.array}
 
     @property
     def size(self) -> int:

@@ -14,8 +14,9 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from fedpact.common import wire
+from fedpact.common.wire import RECORD
+from fedpact.server.fab import HOME_KEY, RUN_KEY
 
-RECORD = "fedpact"
 MESSAGE_TYPE = "train"
 _POLL_SECONDS = 0.05
 _UPLOAD_POLL_SECONDS = 0.02
@@ -24,7 +25,7 @@ _LOST_CHECK_SECONDS = 2.0
 
 def to_record(packet: wire.Packet) -> RecordDict:
     """A packet as Flower carries it: one record, so that few objects travel."""
-    return RecordDict({RECORD: ConfigRecord({"header": packet.header, "array": packet.array})})
+    return RecordDict({RECORD: ConfigRecord({**packet.fields()})})
 
 
 def from_record(content: RecordDict) -> wire.Packet:
@@ -120,8 +121,8 @@ def main(grid: Grid, context: Context) -> None:
     from fedpact.server.home import ServerHome
 
     look_again_soon()
-    home = ServerHome(Path(str(context.run_config["fedpact-home"])))
-    run = str(context.run_config["fedpact-run"])
+    home = ServerHome(Path(str(context.run_config[HOME_KEY])))
+    run = str(context.run_config[RUN_KEY])
     engine = home.open_database()
     study, _ = runs.study_of(engine, run)
     nodes = institutions.node_ids(engine, {i.name for i in study.institutions})

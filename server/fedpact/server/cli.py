@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 server_app = typer.Typer(help="The coordinator.", no_args_is_help=True)
 console = Console()
 
-_DEFAULT_HOME = Path("~/.fedpact/server")
+DEFAULT_HOME = Path("~/.fedpact/server")
 
 
 Sector = Literal["academia", "industry", "government"]
@@ -29,7 +29,7 @@ Format = Annotated[Literal["table", "json"], typer.Option(help="How to print.")]
 @server_app.command()
 def init(
     *,
-    home: HomeOption = _DEFAULT_HOME,
+    home: HomeOption = DEFAULT_HOME,
     host: Annotated[
         str,
         typer.Option(help="The name or address by which institutions reach the coordinator."),
@@ -66,7 +66,7 @@ def init(
 
 
 @server_app.command()
-def up(home: HomeOption = _DEFAULT_HOME) -> None:
+def up(home: HomeOption = DEFAULT_HOME) -> None:
     """Run the coordinator until it is interrupted."""
     import logging
 
@@ -91,7 +91,7 @@ def up(home: HomeOption = _DEFAULT_HOME) -> None:
 
 @server_app.command()
 def status(
-    home: HomeOption = _DEFAULT_HOME,
+    home: HomeOption = DEFAULT_HOME,
     format: Format = "table",  # noqa: A002 - the option's name
 ) -> None:
     """Say whether the coordinator is up, and until when its certificates are valid."""
@@ -127,7 +127,7 @@ def status(
 def invite(
     name: Annotated[str, typer.Argument(help="The institution, as studies will name it.")],
     sector: Annotated[Sector, typer.Option(help="What kind of organisation it is.")],
-    home: HomeOption = _DEFAULT_HOME,
+    home: HomeOption = DEFAULT_HOME,
     days: Annotated[int, typer.Option(help="How long the token can be used.", min=1)] = 7,
 ) -> None:
     """Print the token with which an institution joins; it works once."""
@@ -160,7 +160,7 @@ def invite(
 @server_app.command()
 def revoke(
     name: Annotated[str, typer.Argument(help="The institution.")],
-    home: HomeOption = _DEFAULT_HOME,
+    home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Withdraw an invitation, or shut an institution's site out at once."""
     from fedpact.server import institutions
@@ -174,7 +174,7 @@ def revoke(
 
 @server_app.command("institutions")
 def list_institutions(
-    home: HomeOption = _DEFAULT_HOME,
+    home: HomeOption = DEFAULT_HOME,
     format: Format = "table",  # noqa: A002
 ) -> None:
     """List every institution that was invited, and whether its site is online."""

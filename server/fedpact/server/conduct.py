@@ -9,7 +9,7 @@ from torch import nn
 from fedpact.common import model as models
 from fedpact.common import tabular, tasks
 from fedpact.common.adapter import Weights
-from fedpact.common.database import storage_error
+from fedpact.common.database import disk_errors
 from fedpact.common.errors import DataError, FedpactError, RunError, StorageError
 from fedpact.common.evaluation import Metrics, evaluate
 from fedpact.common.records import EncodedRecords
@@ -48,12 +48,14 @@ def conduct(
     record = runs.RunRecord(engine, run, artifacts)
     adapter = artifacts / run
     try:
-        _make(artifacts)
+        with disk_errors():
+            artifacts.mkdir(parents=True, exist_ok=True)
         model = model if model is not None else models.build(study, models.choose_device())
         conductor = Conductor(study, run, exchange, record, measure_of(study, folder, model))
         first = models.initial_weights(model, study.training.seed)
         weights = conductor.conduct(first)
-        _save(adapter, weights, study)
+        with disk_errors():
+            models.save_peft(adapter, weights, study)
     except Exception as error:
         why = str(error) if isinstance(error, FedpactError) else repr(error)
         with suppress(StorageError):  # a full disk must not hide what ended the run
@@ -62,20 +64,6 @@ def conduct(
     runs.set_adapter(engine, run, adapter)
     runs.set_status(engine, run, "stopped" if record.should_stop() else "completed")
     return adapter
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(error) from error
-
-
-def _save(folder: Path, weights: Weights, study: Study) -> None:
-    try:
-        models.save_peft(folder, weights, study)
-    except OSError as error:
-        raise storage_error(error) from error
 
 
 def public_test_set(study: Study, folder: Path) -> EncodedRecords | None:

@@ -42,9 +42,7 @@ def settle(home: ServerHome, engine: Engine, view: RunView) -> RunView:
 
 
 def _end(engine: Engine, view: RunView, status: str, message: str) -> RunView:
-    latest = runs.view(engine, view.id)
-    if not latest.is_under_way:  # it ended in the meantime, as it should
-        return latest
+    # Refused if it has ended in the meantime, as it should.
     runs.set_status(engine, view.id, status, message)
     return runs.view(engine, view.id)
 

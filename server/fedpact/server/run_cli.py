@@ -1,39 +1,36 @@
 """`fedpact run`: start, list, watch and stop runs, on the coordinator's machine."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-run_app = typer.Typer(no_args_is_help=True, help="Start, watch and stop runs of studies.")
+from fedpact.server.cli import DEFAULT_HOME, Format, HomeOption
 
-Home = Annotated[
-    Path,
-    typer.Option(envvar="FEDPACT_SERVER_HOME", help="The coordinator's folder."),
-]
-Format = Annotated[Literal["table", "json"], typer.Option(help="How to print.")]
-DEFAULT_HOME = Path("~/.fedpact/server")
+run_app = typer.Typer(no_args_is_help=True, help="Start, watch and stop runs of studies.")
 
 
 @run_app.command()
 def start(
     study: Annotated[Path, typer.Argument(help="The study file.")],
-    home: Home = DEFAULT_HOME,
+    home: HomeOption = DEFAULT_HOME,
     format: Format = "table",  # noqa: A002 - the option's name
 ) -> None:
     """Start a run of a study among the institutions that it names."""
+    import json
+
     from fedpact.server.starting import start_run
 
     run = start_run(home, study)
     if format == "json":
-        typer.echo(f'{{"run": "{run}"}}')
+        typer.echo(json.dumps({"run": run}))
     else:
         typer.echo(f"Run {run} has started. `fedpact run watch {run}` shows it.")
 
 
 @run_app.command("list")
 def list_(
-    home: Home = DEFAULT_HOME,
+    home: HomeOption = DEFAULT_HOME,
     format: Format = "table",  # noqa: A002
 ) -> None:
     """List all runs, the newest first."""
@@ -69,7 +66,7 @@ def watch(
     run: Annotated[
         str | None, typer.Argument(help="Which run; the newest if not given.")
     ] = None,
-    home: Home = DEFAULT_HOME,
+    home: HomeOption = DEFAULT_HOME,
     format: Format = "table",  # noqa: A002
 ) -> None:
     """Show a run while it goes on, then its results."""
@@ -100,7 +97,7 @@ def watch(
 @run_app.command()
 def stop(
     run: Annotated[str, typer.Argument(help="Which run.")],
-    home: Home = DEFAULT_HOME,
+    home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Ask a run to stop after the round it is in; its adapter so far is kept."""
     from fedpact.server import runs

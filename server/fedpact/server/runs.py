@@ -6,6 +6,7 @@ coordinator killed between two of them knows on restart where it was.
 
 import os
 import secrets
+from collections import defaultdict
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
@@ -242,7 +243,9 @@ def view(engine: Engine, run: str) -> RunView:
         rounds = session.scalars(
             select(RoundRow).where(RoundRow.run == run).order_by(RoundRow.number)
         ).all()
-        answers = session.scalars(select(AnswerRow).where(AnswerRow.run == run)).all()
+        answers = defaultdict[int, list[AnswerRow]](list)
+        for answer in session.scalars(select(AnswerRow).where(AnswerRow.run == run)):
+            answers[answer.number].append(answer)
         return RunView(
             row.id,
             study,
@@ -252,7 +255,7 @@ def view(engine: Engine, run: str) -> RunView:
             row.process,
             row.adapter,
             row.created_at,
-            tuple(_round_view(r, answers) for r in rounds),
+            tuple(_round_view(r, answers[r.number]) for r in rounds),
         )
 
 
@@ -267,7 +270,6 @@ def _round_view(row: RoundRow, answers: Sequence[AnswerRow]) -> RoundView:
                 a.state, a.reason, a.bytes_in, a.epsilon, a.norm, a.digest, a.loss, a.accuracy
             )
             for a in answers
-            if a.number == row.number
         },
     )
 

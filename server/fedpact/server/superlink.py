@@ -94,7 +94,7 @@ class SuperLink:
             AddressError: it ended, or did not answer in time; the message has the last line
                 of its log.
         """
-        self._port = _free_port()
+        self._port = free_port()
         log_start = _prepare_log(self.log_file)
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - a fork, from the main thread
@@ -255,7 +255,8 @@ def _environment(home: ServerHome) -> dict[str, str]:
     }
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody uses at this moment."""
     with socket.socket() as probe:
         probe.bind((_LOOPBACK, 0))
         return int(probe.getsockname()[1])

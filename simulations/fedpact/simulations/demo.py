@@ -8,7 +8,6 @@ are those that `fedpact server up` and `fedpact client up` start anywhere.
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -36,6 +35,7 @@ from fedpact.server import institutions, runs
 from fedpact.server.home import ServerHome
 from fedpact.server.results import RunResult, overview
 from fedpact.server.starting import start_run
+from fedpact.server.superlink import free_port
 from fedpact.server.tables import transaction
 from fedpact.server.watch import watch
 from fedpact.simulations.reports import VOICES, write_demo_data
@@ -84,7 +84,7 @@ def run_demo(asked: Demo, *, as_json: bool) -> None:
     console.print(f"Everything is in [bold]{folder}[/]; Ctrl-C ends it all.", highlight=False)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
     with ExitStack() as running:
-        # Runs last: once we stop, nothing stops us from stopping every process.
+        # Called last: Ctrl-C means something again once every process has been stopped.
         running.callback(signal.signal, signal.SIGINT, signal.default_int_handler)
         view = _run(folder, members, study_file, console, running)
         with console.status("Stopping every process"):
@@ -104,7 +104,7 @@ def _run(
     console: Console,
     running: ExitStack,
 ) -> runs.RunView:
-    server = homes.init(folder / "coordinator", "localhost", _free_port())
+    server = homes.init(folder / "coordinator", "localhost", free_port())
     threads = max(1, (os.cpu_count() or 1) // len(members))
     with console.status("Starting the coordinator"):
         process = running.enter_context(
@@ -279,9 +279,3 @@ def _wait_until_up(server: ServerHome, process: subprocess.Popen[bytes]) -> None
             last = (log.strip().splitlines() or ["it said nothing"])[-1]
             raise AddressError(f"The coordinator did not start: {last}")
         time.sleep(0.1)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -164,14 +164,15 @@ def find_data(study_file: Path, study: Study) -> Path:
         DataError: there is none, and where it was looked for.
     """
     names = [*filter(None, [study.study.dataset]), study_file.stem, "data", "train"]
-    suffixes = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet")
-    tried = [study_file.parent / f"{name}{suffix}" for name in names for suffix in suffixes]
+    tried = [
+        study_file.parent / f"{name}{suffix}" for name in names for suffix in tabular.SUFFIXES
+    ]
     for path in tried:
         if path.is_file():
             return path
     raise DataError(
         f"There is no data beside {study_file}: none of "
-        f"{', '.join(names)} with {', '.join(suffixes)}.",
+        f"{', '.join(names)} with {', '.join(tabular.SUFFIXES)}.",
         advice="Name a file with --data.",
     )
 

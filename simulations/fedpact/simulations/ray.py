@@ -16,7 +16,8 @@ from sqlalchemy import Engine
 
 from fedpact.client.site import Site
 from fedpact.client.workbench import Workbench
-from fedpact.server.app import RECORD, GridExchange, from_record, to_record
+from fedpact.common.wire import RECORD
+from fedpact.server.app import GridExchange, from_record, to_record
 from fedpact.server.conduct import conduct
 from fedpact.simulations.federation import Federation, seeded_workbench
 

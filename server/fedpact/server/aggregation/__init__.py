@@ -26,11 +26,7 @@ class Aggregator(Protocol):
 
 def trained_names(study: Study, names: tuple[str, ...]) -> tuple[str, ...]:
     """Which of the adapter's tensors sites train under the study's method."""
-    return tuple(
-        name
-        for name in names
-        if not (study.aggregation.method == "ffa-lora" and ".lora_A." in name)
-    )
+    return tuple(filter(study.trains, names))
 
 
 def for_study(study: Study, manifest: Manifest) -> Aggregator:
