@@ -8,8 +8,10 @@ import ast
 import importlib
 import inspect
 import threading
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -233,7 +235,7 @@ def test_a_lost_connection_is_dialled_again_until_told_to_stop(monkeypatch, capl
         ObjectPullError("id", "gone"),
     ]
 
-    def refuse(_coordinator):
+    def refuse(_coordinator, *, anew):
         dialled.append(1)
         if len(dialled) == len(outcomes):
             stop.set()
@@ -248,3 +250,48 @@ def test_a_lost_connection_is_dialled_again_until_told_to_stop(monkeypatch, capl
     assert len(dialled) == 4
     for sentence in ("connection refused", "was it revoked?", "is starting", "gone"):
         assert sentence in caplog.text
+
+
+def test_only_a_node_that_dropped_a_message_comes_back_as_another(monkeypatch):
+    """A coordinator gives up what it asked of a node that comes back as another."""
+    stop, dialled = threading.Event(), []
+
+    @contextmanager
+    def connect(_coordinator, *, anew):
+        dialled.append(anew)
+        if len(dialled) == 1:
+            raise httpx.ConnectError("not there yet")
+        yield len(dialled)
+
+    def serve_link(link, _answer, _stop):
+        match link:
+            case 2:
+                raise httpx.ReadError("lost while nothing was in hand")
+            case 3:
+                raise node._DroppedError
+            case 4:
+                stop.set()
+
+    monkeypatch.setattr(node, "_connect", connect)
+    monkeypatch.setattr(node, "_serve_link", serve_link)
+    monkeypatch.setattr(node, "_RETRY_SECONDS", (0.0, 0.0))
+    key = certificates.new_key()
+    there = node.Coordinator("localhost:1", b"", (key, key.public_key()), 1)
+    node.serve(there, lambda packet: packet, stop)
+    assert dialled == [True, True, False, True]
+
+
+@pytest.mark.parametrize("step", ["_pull", "_push"])
+def test_a_connection_lost_with_a_message_in_hand_drops_it(monkeypatch, step):
+    def lost(*_):
+        raise httpx.ReadError("gone")
+
+    response = SimpleNamespace(messages_list=[object()], message_object_trees=[object()])
+    client = SimpleNamespace(PullMessages=lambda _: response)
+    monkeypatch.setattr(node, "message_from_proto", lambda message: message)
+    monkeypatch.setattr(node, "_pull", lambda *_: None)
+    monkeypatch.setattr(node, step, lost)
+    with pytest.raises(node._DroppedError):
+        node._serve_link(
+            node._Link(client, node.Node(node_id=1)), lambda packet: packet, threading.Event()
+        )

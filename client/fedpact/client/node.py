@@ -96,13 +96,17 @@ def serve(coordinator: Coordinator, answer: Answer, stop: threading.Event) -> No
     """
     shortest, longest = _RETRY_SECONDS
     rest = shortest
+    anew = True
     while not stop.is_set():
         try:
-            with _connect(coordinator) as link:
+            with _connect(coordinator, anew=anew) as link:
                 log.info("connected to %s", coordinator.address)
+                anew = False
                 rest = shortest
                 _serve_link(link, answer, stop)
         except _CONNECTION_ERRORS as error:
+            # Who asked must not wait for an answer that was dropped.
+            anew = anew or isinstance(error, _DroppedError)
             log.warning(
                 "no connection to %s: %s; trying again in %.0f s",
                 coordinator.address,
@@ -113,7 +117,13 @@ def serve(coordinator: Coordinator, answer: Answer, stop: threading.Event) -> No
             rest = min(2 * rest, longest)
 
 
+class _DroppedError(OSError):
+    """The connection was lost while a message was in hand: it will not be answered."""
+
+
 def _reason(error: Exception) -> str:
+    if isinstance(error, _DroppedError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     if isinstance(error, httpx.HTTPStatusError):
         match error.response.status_code:
             case httpx.codes.UNAUTHORIZED | httpx.codes.FORBIDDEN:
@@ -134,12 +144,18 @@ class _Link:
 
 
 @contextmanager
-def _connect(coordinator: Coordinator) -> Iterator[_Link]:
-    """Dial, activate the node, keep its heartbeat up; deactivate at the end.
+def _connect(coordinator: Coordinator, *, anew: bool) -> Iterator[_Link]:
+    """Dial, keep the node's heartbeat up; deactivate it at the end, unless it will dial again.
 
     SuperLink takes a node for online until its heartbeat has been missing for a minute, and
     refuses to activate it meanwhile. So that a crash does not cost that minute, the node
     first says that its last incarnation is gone.
+
+    Args:
+        coordinator: where to dial.
+        anew: whether this is another incarnation for SuperLink: the coordinator then gives up
+            what it asked the last one. A node that only lost its connection stays the same
+            one, and answers what waits for it.
     """
     private_key, public_key = coordinator.keys
     node = Node(node_id=coordinator.node_id)
@@ -152,24 +168,34 @@ def _connect(coordinator: Coordinator) -> Iterator[_Link]:
             NodeAuthHttpInterceptor(private_key, public_key),
         ],
     ) as client:
-        _deactivate(client, node)
-        client.ActivateNode(
-            ActivateNodeRequest(
-                public_key=public_key_to_bytes(public_key),
-                heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL,
+        if anew:
+            _deactivate(client, node)
+            client.ActivateNode(
+                ActivateNodeRequest(
+                    public_key=public_key_to_bytes(public_key),
+                    heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL,
+                )
             )
-        )
+        leaves = True
         heartbeat = HeartbeatSender(lambda: _beat(client, node))
         heartbeat.start()
         try:
             yield _Link(client, node)
+        except _CONNECTION_ERRORS:
+            leaves = False
+            raise
         finally:
             if heartbeat.is_running:
                 heartbeat.stop()
-            try:
-                _deactivate(client, node)
-            except httpx.TransportError as error:
-                log.debug("not deactivated: %s", error)
+            if leaves:
+                _leave(client, node)
+
+
+def _leave(client: FleetHttpClient, node: Node) -> None:
+    try:
+        _deactivate(client, node)
+    except httpx.TransportError as error:
+        log.debug("not deactivated: %s", error)
 
 
 def _deactivate(client: FleetHttpClient, node: Node) -> None:
@@ -207,8 +233,11 @@ def _serve_link(link: _Link, answer: Answer, stop: threading.Event) -> None:
             continue
         rest = shortest
         message = message_from_proto(response.messages_list[0])
-        packet = _pull(link, message, response.message_object_trees[0])
-        _push(link, answer(packet), message)
+        try:
+            packet = _pull(link, message, response.message_object_trees[0])
+            _push(link, answer(packet), message)
+        except _CONNECTION_ERRORS as error:
+            raise _DroppedError from error
 
 
 def _pull(link: _Link, message: Message, tree: ObjectTree) -> wire.Packet:
