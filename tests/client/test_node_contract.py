@@ -203,7 +203,9 @@ def test_a_packet_goes_through_flowers_objects_and_back_unchanged():
         return reply
 
     link = node._Link(fleet, Node(node_id=5))
-    serving = threading.Thread(target=node._serve_link, args=(link, answer, stop), daemon=True)
+    serving = threading.Thread(
+        target=node._serve_link, args=(link, node._Hand(), answer, stop), daemon=True
+    )
     serving.start()
     wait_for(lambda: fleet.reply is not None or not serving.is_alive(), "the reply has come")
     stop.set()
@@ -252,46 +254,89 @@ def test_a_lost_connection_is_dialled_again_until_told_to_stop(monkeypatch, capl
         assert sentence in caplog.text
 
 
-def test_only_a_node_that_dropped_a_message_comes_back_as_another(monkeypatch):
-    """A coordinator gives up what it asked of a node that comes back as another."""
-    stop, dialled = threading.Event(), []
+HANDED = SimpleNamespace(messages_list=[object()], message_object_trees=[object()])
+NOTHING = SimpleNamespace(messages_list=[])
+
+
+def _links(monkeypatch, pulls):
+    """Connections whose `PullMessages` give `pulls`, one after the other; how each was dialled."""
+    dialled = []
 
     @contextmanager
     def connect(_coordinator, *, anew):
         dialled.append(anew)
-        if len(dialled) == 1:
-            raise httpx.ConnectError("not there yet")
-        yield len(dialled)
-
-    def serve_link(link, _answer, _stop):
-        match link:
-            case 2:
-                raise httpx.ReadError("lost while nothing was in hand")
-            case 3:
-                raise node._DroppedError
-            case 4:
-                stop.set()
+        client = SimpleNamespace(PullMessages=lambda _: pulls.pop(0)())
+        yield node._Link(client, node.Node(node_id=1))
 
     monkeypatch.setattr(node, "_connect", connect)
-    monkeypatch.setattr(node, "_serve_link", serve_link)
     monkeypatch.setattr(node, "_RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(node, "message_from_proto", lambda message: message)
+    return dialled
+
+
+def _raising(error):
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+def _serve(stop, answer):
     key = certificates.new_key()
     there = node.Coordinator("localhost:1", b"", (key, key.public_key()), 1)
-    node.serve(there, lambda packet: packet, stop)
-    assert dialled == [True, True, False, True]
+    node.serve(there, answer, stop)
+
+
+def test_a_node_that_only_lost_its_connection_stays_the_same_one(monkeypatch):
+    """For a coordinator, another one would have lost what it was asked."""
+    stop = threading.Event()
+    pulls = [_raising(httpx.ReadError("lost")), lambda: stop.set() or NOTHING]
+    dialled = _links(monkeypatch, pulls)
+    _serve(stop, lambda packet: packet)
+    assert dialled == [True, False]
 
 
 @pytest.mark.parametrize("step", ["_pull", "_push"])
-def test_a_connection_lost_with_a_message_in_hand_drops_it(monkeypatch, step):
-    def lost(*_):
-        raise httpx.ReadError("gone")
+def test_what_was_in_hand_when_the_connection_was_lost_is_answered_on_the_next(
+    monkeypatch, step
+):
+    stop, pushed, answered = threading.Event(), [], []
+    lost = [httpx.ReadError("lost"), httpx.ReadError("lost again")]
+    dialled = _links(monkeypatch, [lambda: HANDED, lambda: stop.set() or NOTHING])
 
-    response = SimpleNamespace(messages_list=[object()], message_object_trees=[object()])
-    client = SimpleNamespace(PullMessages=lambda _: response)
-    monkeypatch.setattr(node, "message_from_proto", lambda message: message)
-    monkeypatch.setattr(node, "_pull", lambda *_: None)
-    monkeypatch.setattr(node, step, lost)
-    with pytest.raises(node._DroppedError):
-        node._serve_link(
-            node._Link(client, node.Node(node_id=1)), lambda packet: packet, threading.Event()
-        )
+    def fails_twice(name, works):
+        def call(*arguments):
+            if name == step and lost:
+                raise lost.pop(0)
+            return works(*arguments)
+
+        monkeypatch.setattr(node, name, call)
+
+    fails_twice("_pull", lambda *_: wire.Packet(header="asked"))
+    fails_twice("_push", lambda _link, packet, _message: pushed.append(packet))
+    reply = wire.Packet(header="answered")
+    _serve(stop, lambda packet: answered.append(packet) or reply)
+    assert dialled == [True, False, False]
+    assert (len(answered), pushed) == (1, [reply])
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        ObjectPullError("id", "gone"),
+        httpx.HTTPStatusError(
+            "",
+            request=httpx.Request("POST", "https://localhost/"),
+            response=httpx.Response(409),
+        ),
+    ],
+)
+def test_an_answer_that_is_not_wanted_any_more_is_put_away(monkeypatch, caplog, refusal):
+    stop = threading.Event()
+    dialled = _links(monkeypatch, [lambda: HANDED, lambda: stop.set() or NOTHING])
+    monkeypatch.setattr(node, "_pull", lambda *_: wire.Packet(header="asked"))
+    monkeypatch.setattr(node, "_push", _raising(refusal))
+    with caplog.at_level("WARNING"):
+        _serve(stop, lambda packet: packet)
+    assert dialled == [True]
+    assert "not wanted any more" in caplog.text

@@ -96,17 +96,15 @@ def serve(coordinator: Coordinator, answer: Answer, stop: threading.Event) -> No
     """
     shortest, longest = _RETRY_SECONDS
     rest = shortest
-    anew = True
+    anew, hand = True, _Hand()
     while not stop.is_set():
         try:
             with _connect(coordinator, anew=anew) as link:
                 log.info("connected to %s", coordinator.address)
                 anew = False
                 rest = shortest
-                _serve_link(link, answer, stop)
+                _serve_link(link, hand, answer, stop)
         except _CONNECTION_ERRORS as error:
-            # Who asked must not wait for an answer that was dropped.
-            anew = anew or isinstance(error, _DroppedError)
             log.warning(
                 "no connection to %s: %s; trying again in %.0f s",
                 coordinator.address,
@@ -117,13 +115,22 @@ def serve(coordinator: Coordinator, answer: Answer, stop: threading.Event) -> No
             rest = min(2 * rest, longest)
 
 
-class _DroppedError(OSError):
-    """The connection was lost while a message was in hand: it will not be answered."""
+@dataclass
+class _Hand:
+    """The message that is being answered, kept from one connection to the next.
+
+    Attributes:
+        message: as it was announced; None: nothing is in hand.
+        tree: its objects.
+        reply: its answer, once there is one.
+    """
+
+    message: Message | None = None
+    tree: ObjectTree | None = None
+    reply: wire.Packet | None = None
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, _DroppedError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__
     if isinstance(error, httpx.HTTPStatusError):
         match error.response.status_code:
             case httpx.codes.UNAUTHORIZED | httpx.codes.FORBIDDEN:
@@ -222,22 +229,41 @@ def _beat(client: FleetHttpClient, node: Node) -> bool:
     return True
 
 
-def _serve_link(link: _Link, answer: Answer, stop: threading.Event) -> None:
+def _serve_link(link: _Link, hand: _Hand, answer: Answer, stop: threading.Event) -> None:
     shortest, longest = _POLL_SECONDS
     rest = shortest
     while not stop.is_set():
+        if hand.message is not None:
+            _finish(link, hand, answer)
+            continue
         response = link.client.PullMessages(PullMessagesRequest(node=link.node))
-        if not response.messages_list:
+        if response.messages_list:
+            hand.message = message_from_proto(response.messages_list[0])
+            hand.tree, hand.reply = response.message_object_trees[0], None
+            rest = shortest
+        else:
             stop.wait(rest)
             rest = min(1.3 * rest, longest)
-            continue
-        rest = shortest
-        message = message_from_proto(response.messages_list[0])
-        try:
-            packet = _pull(link, message, response.message_object_trees[0])
-            _push(link, answer(packet), message)
-        except _CONNECTION_ERRORS as error:
-            raise _DroppedError from error
+
+
+def _finish(link: _Link, hand: _Hand, answer: Answer) -> None:
+    """Answer the message in hand; if the connection is lost meanwhile, it stays in hand.
+
+    An answer that the coordinator does not want any more, since its run has ended, is put
+    away: it is in the outbox.
+    """
+    assert hand.message is not None and hand.tree is not None  # noqa: S101, PT018 - for mypy
+    try:
+        if hand.reply is None:
+            hand.reply = answer(_pull(link, hand.message, hand.tree))
+        _push(link, hand.reply, hand.message)
+    except (ObjectPullError, ObjectPushError) as error:
+        log.warning("an answer is not wanted any more: %s", error)
+    except httpx.HTTPStatusError as error:
+        if error.response.is_server_error:
+            raise
+        log.warning("an answer is not wanted any more: %s", error.response.text[:200])
+    hand.message = None
 
 
 def _pull(link: _Link, message: Message, tree: ObjectTree) -> wire.Packet:
