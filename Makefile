@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP = .venv/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test unit check bench docs clean
+.PHONY: help demo test unit check bench docs proto clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,10 @@ bench: .venv/dev.stamp  ## every benchmark, one table each
 
 docs: .venv/dev.stamp  ## write the generated reference pages again
 	.venv/bin/python docs/generate.py
+
+proto: .venv/dev.stamp  ## generate the control plane's code again
+	.venv/bin/python -m grpc_tools.protoc -I common --python_out=common --pyi_out=common \
+	  --grpc_python_out=common fedpact/common/v1/federation.proto
 
 clean:  ## remove the environment and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -9,6 +9,7 @@ by every site, so every field here is part of it and every default is written ou
 
 import hashlib
 import json
+from datetime import date
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -56,6 +57,12 @@ class About(_Section):
     name: Name = Field(description="What the study is called.")
     purpose: str = Field(
         default="", description="What the model is for, in words that a data steward can judge."
+    )
+    use: Literal[
+        "research", "public-health", "safety-monitoring", "quality-improvement", "product"
+    ] = Field(
+        default="research",
+        description="The kind of use that the purpose is, which sites' policies name.",
     )
     dataset: Name | None = Field(
         default=None,
@@ -205,6 +212,29 @@ class Evaluation(_Section):
     )
 
 
+class Governance(_Section):
+    """`[governance]`: whose signatures make the study active, until when, and for whom."""
+
+    data_holders: int | None = Field(
+        default=None,
+        ge=1,
+        description="How many of the institutions that take part must have signed; without "
+        "it, all.",
+    )
+    per_sector: int = Field(
+        default=0, ge=0, description="Signatures needed from each sector that takes part."
+    )
+    auditor_consent: bool = Field(
+        default=False, description="Whether an auditor must have consented."
+    )
+    until: date | None = Field(
+        default=None, description="The last day (UTC) on which rounds may be run."
+    )
+    recipients: tuple[Name, ...] = Field(
+        default=(), description="Who may receive the release besides those who take part."
+    )
+
+
 class Institution(_Section):
     """`[[institutions]]`: who takes part, and the size it declares in public."""
 
@@ -229,6 +259,7 @@ class Study(_Section):
     aggregation: Aggregation = Aggregation()
     federation: Federation = Federation()
     evaluation: Evaluation = Evaluation()
+    governance: Governance = Governance()
     institutions: tuple[Institution, ...] = ()
 
     @model_validator(mode="after")
@@ -240,6 +271,12 @@ class Study(_Section):
             raise ValueError(
                 f"`federation.quorum` is {self.federation.quorum} but only {len(names)} "
                 "institutions take part"
+            )
+        wanted = self.governance.data_holders
+        if names and wanted is not None and wanted > len(names):
+            raise ValueError(
+                f"`governance.data_holders` is {wanted} but only {len(names)} institutions "
+                "take part"
             )
         for institution in self.institutions:
             if self.is_private and self.privacy.target_delta > 1 / institution.records:
