@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from safetensors.numpy import save_file
 
 from fedpact.common.adapter import Manifest, Weights
 from fedpact.common.errors import WireError
@@ -39,11 +40,25 @@ def test_tensors_come_back(tensors):
 @given(tensors=TENSORS)
 def test_a_safetensors_file_comes_back(tmp_path_factory, tensors):
     path = tmp_path_factory.mktemp("adapter") / "adapter.safetensors"
-    weights = Weights.from_tensors({name: tensors[name] for name in sorted(tensors)})
+    weights = Weights.from_tensors(tensors)
     weights.save(path)
     back = Weights.load(path)
     assert back.manifest == weights.manifest
-    assert back.to_bytes() == weights.to_bytes()
+    assert back.digest == weights.digest
+
+
+def test_a_file_that_does_not_say_its_order_is_read_in_the_order_of_names(tmp_path):
+    path = tmp_path / "peft.safetensors"
+    save_file({"b": np.ones(2, np.float32), "a": np.zeros(1, np.float32)}, path)
+    assert Weights.load(path).manifest.names == ("a", "b")
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", b"\xff" * 40])
+def test_a_file_without_weights_is_named(tmp_path, content):
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(WireError, match=r"bad\.safetensors"):
+        Weights.load(path)
 
 
 def some() -> Weights:

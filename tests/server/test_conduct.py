@@ -147,10 +147,14 @@ def test_a_model_that_the_caller_has_is_used(engine, study, tmp_path, monkeypatc
     assert runs.view(engine, run).status == "completed"
 
 
-def test_every_rounds_adapter_is_kept(engine, study, tmp_path):
-    run_of(engine, study, tmp_path)
+def test_every_adapter_and_every_update_is_kept(engine, study, tmp_path):
+    run, _ = run_of(engine, study, tmp_path)
     kept = list((tmp_path / "artifacts").glob("*.safetensors"))
-    assert len(kept) == 3
+    updates = {a.digest for r in runs.view(engine, run).rounds for a in r.answers.values()}
+    assert (
+        len(kept) == len(updates) + 1 + 3
+    )  # the adapter before the first round and after each
+    assert updates <= {path.stem for path in kept}
     assert {path.stem for path in kept} == {Weights.load(path).digest for path in kept}
 
 

@@ -96,7 +96,14 @@ class FakeRecord:
         self.weights: dict[int, Weights] = {}
         self.seconds: dict[int, float] = {}
         self.metrics: dict[int, Metrics] = {}
+        self.admissions: dict[int, list[tuple[str, Weights, float]]] = {}
         self._stop_before = stop_before
+
+    def begun(self, weights: Weights) -> None:
+        self.first = weights
+
+    def admitted(self, number: int, institution: str, change: Weights, weight: float) -> None:
+        self.admissions.setdefault(number, []).append((institution, change, weight))
 
     def round_started(self, number: int, asked: AbstractSet[str]) -> None:
         self.events.append(("started", number))

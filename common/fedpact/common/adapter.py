@@ -18,6 +18,8 @@ import numpy.typing as npt
 
 from fedpact.common.errors import WireError
 
+_ORDER = "fedpact.order"
+
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -145,7 +147,7 @@ class Weights:
         return cls(manifest, np.frombuffer(data, dtype="<f4").astype(np.float32))
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file.
+        """Write a safetensors file; the tensors' order stands in its metadata.
 
         Raises:
             OSError: it cannot be written.
@@ -153,12 +155,25 @@ class Weights:
         from safetensors.numpy import save
 
         # Not `save_file`: its errors are not the operating system's.
-        path.write_bytes(save({name: v.copy() for name, v in self.tensors().items()}))
+        tensors = {name: value.copy() for name, value in self.tensors().items()}
+        order = {_ORDER: json.dumps(self.manifest.names)}
+        path.write_bytes(save(tensors, metadata=order))
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a safetensors file; tensors are in the order of their names."""
-        from safetensors.numpy import load_file
+        """Read a safetensors file; tensors are in the order in which they were written.
 
-        tensors = load_file(path)
-        return cls.from_tensors({name: tensors[name] for name in sorted(tensors)})
+        Where the file does not say (PEFT's do not), in the order of their names.
+
+        Raises:
+            WireError: it is not such a file.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="numpy") as file:
+                names = json.loads((file.metadata() or {}).get(_ORDER, "null"))
+                names = sorted(file.keys()) if names is None else names
+                return cls.from_tensors({name: file.get_tensor(name) for name in names})
+        except (SafetensorError, ValueError, TypeError) as error:
+            raise WireError(f"{path} does not hold weights: {error}.") from error

@@ -69,8 +69,16 @@ class Answer:
 class Record(Protocol):
     """What remembers a run."""
 
+    def begun(self, weights: Weights) -> None:
+        """The run begins, or goes on, with the adapter at these weights."""
+        ...
+
     def round_started(self, number: int, asked: AbstractSet[str]) -> None:
         """A round begins and these institutions were asked."""
+        ...
+
+    def admitted(self, number: int, institution: str, change: Weights, weight: float) -> None:
+        """An institution's change counts; it is added to the aggregate next."""
         ...
 
     def answered(self, number: int, institution: str, answer: Answer) -> None:
@@ -126,6 +134,7 @@ class Conductor:
         Raises:
             RunError: a round had too few updates, or nobody came.
         """
+        self.record.begun(weights)
         unmeasured: int | None = None
         for number in range(first_round, self.study.training.rounds + 1):
             if self.record.should_stop():
@@ -204,7 +213,9 @@ class Conductor:
                 pending.discard(name)
                 outcome = admit(packet, expected)
                 if isinstance(outcome, Admitted):
-                    total.add(outcome.change, self.study.institution(name).records)
+                    weight = self.study.institution(name).records
+                    self.record.admitted(number, name, outcome.change, weight)
+                    total.add(outcome.change, weight)
                     counted += 1
                 self.record.answered(number, name, _answer(outcome, packet))
             for name in pending & self.exchange.lost(pending):

@@ -148,6 +148,10 @@ class RunRecord:
         self._run = run
         self._artifacts = artifacts
 
+    def begun(self, weights: Weights) -> None:
+        """Keep the adapter that the first round starts from."""
+        self._keep(weights)
+
     def round_started(self, number: int, asked: AbstractSet[str]) -> None:
         """A round begins and these institutions were asked."""
         with transaction(self._engine) as session:
@@ -156,6 +160,11 @@ class RunRecord:
                 AnswerRow(run=self._run, number=number, institution=name, state="asked")
                 for name in sorted(asked)
             )
+
+    def admitted(self, number: int, institution: str, change: Weights, weight: float) -> None:
+        """Keep a change that counts, so that an audit can aggregate it again."""
+        del number, institution, weight
+        self._keep(change)
 
     def answered(self, number: int, institution: str, answer: Answer) -> None:
         """An institution's part in the round is decided."""
@@ -172,14 +181,7 @@ class RunRecord:
 
     def round_ended(self, number: int, weights: Weights, seconds: float) -> None:
         """The round counts: keep the adapter, named by its digest, then write it down."""
-        path = self._artifacts / f"{weights.digest}.safetensors"
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        try:
-            weights.save(partial)
-            partial.replace(path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise storage_error(error) from error
+        self._keep(weights)
         self._update_round(number, seconds=seconds, adapter_digest=weights.digest)
 
     def measured(self, number: int, metrics: Metrics) -> None:
@@ -190,6 +192,19 @@ class RunRecord:
         """Whether someone asked the run to stop."""
         with transaction(self._engine) as session:
             return bool(session.scalar(select(RunRow.stop).where(RunRow.id == self._run)))
+
+    def _keep(self, weights: Weights) -> None:
+        """Write an artifact, named by its digest; one that is there already is the same."""
+        path = self._artifacts / f"{weights.digest}.safetensors"
+        if path.exists():
+            return
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        try:
+            weights.save(partial)
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise storage_error(error) from error
 
     def _update_round(self, number: int, **values: float | str) -> None:
         with transaction(self._engine) as session:
