@@ -193,9 +193,9 @@ def test_sums_are_divided_by_the_expected_size_not_the_drawn_one():
     )
 
 
-def test_noise_is_standard_normal_in_float32():
+def test_noise_is_standard_normal_and_rounded_only_once_added():
     drawn = standard_normal((100, 200), np.random.default_rng(0))
-    assert drawn.dtype == torch.float32
+    assert drawn.dtype == torch.float64
     assert abs(drawn.var() - 1) < 0.05
     assert abs(drawn.pow(4).mean() - 3) < 0.3  # Gaussian, not another with that variance
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from fedpact.client.randomness import Randomness
 from fedpact.common.records import IntArray
 
 # What one more micro-batch costs besides its tokens (the launching of some 500 small
@@ -19,9 +20,7 @@ from fedpact.common.records import IntArray
 _OVERHEAD_TOKENS = 64
 
 
-def poisson_batches(
-    records: int, sample_rate: float, rng: np.random.Generator
-) -> Iterator[IntArray]:
+def poisson_batches(records: int, sample_rate: float, rng: Randomness) -> Iterator[IntArray]:
     """Draw logical batches without end, each record in each with probability `sample_rate`.
 
     Yields:
@@ -31,9 +30,7 @@ def poisson_batches(
         yield np.flatnonzero(rng.random(records) < sample_rate)
 
 
-def shuffled_batches(
-    records: int, batch_size: int, rng: np.random.Generator
-) -> Iterator[IntArray]:
+def shuffled_batches(records: int, batch_size: int, rng: Randomness) -> Iterator[IntArray]:
     """Draw logical batches of one size, pass after shuffled pass. Not private.
 
     Yields:

@@ -20,13 +20,13 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Protocol, Self
 
-import numpy as np
 import torch
 from opacus.grad_sample import GradSampleHooks
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fedpact.client.randomness import Randomness, SecureRandom
 from fedpact.common.errors import TrainingError
 
 
@@ -42,12 +42,9 @@ class Step(Protocol):
         ...
 
 
-def standard_normal(shape: Sequence[int], rng: np.random.Generator) -> Tensor:
-    """Draw noise of unit variance, float32, on the CPU: all of DP-SGD's noise comes from here.
-
-    Not `torch.Generator`: on a CPU it takes 32 bits of its seed, few enough to try them all.
-    """
-    return torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32))
+def standard_normal(shape: Sequence[int], rng: Randomness) -> Tensor:
+    """Draw noise of unit variance, float64, on the CPU: all of DP-SGD's noise comes from here."""
+    return torch.from_numpy(rng.standard_normal(tuple(shape)))
 
 
 class PlainStep:
@@ -82,8 +79,8 @@ class PrivateStep:
         noise_multiplier: σ, the noise's standard deviation over `max_grad_norm`.
         max_grad_norm: C, the L2 norm to which each record's gradient is clipped.
         expected_batch_size: sampling rate times the data set's public size.
-        rng: for the noise; a new one from the operating system's entropy by default. Give one
-            only in tests and simulations: who knows its seed can take the noise away.
+        rng: for the noise; cryptographic by default. Give one with a seed only in tests and
+            simulations: who knows it can take the noise away.
 
     Raises:
         TrainingError: the optimiser does not hold the model's trainable parameters.
@@ -97,7 +94,7 @@ class PrivateStep:
         noise_multiplier: float,
         max_grad_norm: float,
         expected_batch_size: float,
-        rng: np.random.Generator | None = None,
+        rng: Randomness | None = None,
     ) -> None:
         self._model = model
         self._parameters = _parameters_of(optimizer)
@@ -112,7 +109,7 @@ class PrivateStep:
             max_grad_norm=max_grad_norm,
             expected_batch_size=expected_batch_size,
         )
-        self._optimizer.rng = rng or np.random.default_rng()
+        self._optimizer.rng = rng or SecureRandom()
 
     def __enter__(self) -> Self:
         return self
@@ -192,13 +189,15 @@ class PrivateStep:
 class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
     """Opacus' optimiser with the noise drawn by `standard_normal`."""
 
-    rng: np.random.Generator
+    rng: Randomness
 
     def add_noise(self) -> None:
         std = self.noise_multiplier * self.max_grad_norm
         for parameter in self.params:
-            noise = standard_normal(parameter.shape, self.rng).to(parameter.device)
-            parameter.grad = parameter.summed_grad + std * noise
+            # Rounded once, after the sum: float32 noise would have gaps that tell what it hid.
+            noised = parameter.summed_grad.cpu().double()
+            noised += std * standard_normal(parameter.shape, self.rng)
+            parameter.grad = noised.to(parameter)
 
 
 def _linear_in_float32(

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from fedpact.client.batching import micro_batches, poisson_batches, shuffled_batches
 from fedpact.client.dpsgd import PlainStep, PrivateStep, Step
+from fedpact.client.randomness import Randomness, SecureRandom
 from fedpact.common import evaluation
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import DataError, TrainingError
@@ -139,7 +139,7 @@ class Trainer:
         received: Weights,
         records: EncodedRecords,
         how: LocalTraining,
-        rng: np.random.Generator | None = None,
+        rng: Randomness | None = None,
     ) -> Trained:
         """Train from the adapter received.
 
@@ -147,8 +147,8 @@ class Trainer:
             received: the whole adapter, what is not trained included.
             records: the site's training records.
             how: steps, optimiser, privacy.
-            rng: for sampling and noise; the operating system's entropy by default. Give one
-                only in tests and simulations.
+            rng: for sampling and noise; cryptographic by default. Give one with a seed only
+                in tests and simulations.
 
         Raises:
             ModelError: `received` does not fit the model.
@@ -157,7 +157,7 @@ class Trainer:
         """
         if not len(records):
             raise DataError("There are no records to train on.")
-        rng = rng or np.random.default_rng()
+        rng = rng or SecureRandom()
         set_adapter(self._model, received)
         self._model.train()
         steps, lengths = 0, records.lengths
@@ -187,9 +187,7 @@ class Trainer:
                 self._model, records, self._task, pad_id=self._pad_id, device=self._device
             )
 
-    def _step_for(
-        self, how: LocalTraining, rng: np.random.Generator
-    ) -> AbstractContextManager[Step]:
+    def _step_for(self, how: LocalTraining, rng: Randomness) -> AbstractContextManager[Step]:
         optimizer = _optimizer(self._model, how)
         if how.mechanism is None:
             return nullcontext(PlainStep(optimizer))
@@ -227,7 +225,7 @@ class Trainer:
         return change
 
 
-def _batches(records: int, how: LocalTraining, rng: np.random.Generator) -> Iterator[IntArray]:
+def _batches(records: int, how: LocalTraining, rng: Randomness) -> Iterator[IntArray]:
     if how.mechanism is None:
         return shuffled_batches(records, how.batch_size, rng)
     return poisson_batches(records, how.mechanism.sample_rate, rng)

@@ -7,10 +7,10 @@ swap their adapters in.
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
+from fedpact.client.randomness import Randomness
 from fedpact.client.trainer import LocalTraining, Trained, Trainer
 from fedpact.common import model as models
 from fedpact.common import tasks, wire
@@ -39,12 +39,12 @@ class Workbench:
 
     Args:
         device: where models live; a GPU if there is one, by default.
-        rng: for sampling and noise; the operating system's entropy by default. Only tests and
-            simulations give one.
+        rng: for sampling and noise; cryptographic by default. Only tests and simulations give
+            one with a seed.
     """
 
     def __init__(
-        self, device: torch.device | None = None, rng: np.random.Generator | None = None
+        self, device: torch.device | None = None, rng: Randomness | None = None
     ) -> None:
         self._device = device or models.choose_device()
         self._rng = rng
