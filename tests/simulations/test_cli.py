@@ -19,6 +19,7 @@ HEAVY = (
     "transformers",
     "flwr",
     "sqlalchemy",
+    "cryptography",
     "pydantic",
     "peft",
     "opacus",
@@ -37,6 +38,8 @@ VERBS = (
     ("client",),
     ("client", "up"),
     ("client", "dataset", "add"),
+    ("audit",),
+    ("audit", "verify"),
 )
 _ASK = f"""
 import sys

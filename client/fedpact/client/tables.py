@@ -29,6 +29,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from fedpact.common.database import storage_error
+from fedpact.common.transcript_store import TranscriptColumns
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -110,6 +111,12 @@ class DepartureRow(Base):
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     summary: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class TranscriptRow(TranscriptColumns, Base):
+    """What happened, as the site wrote it down (`fedpact.common.transcript`)."""
+
+    __tablename__ = "site_transcript"
 
 
 @contextmanager

@@ -12,7 +12,8 @@
     ├── TrustError              17  a certificate, key or token is not valid
     ├── StorageError            18  the disk or the database cannot be written
     ├── RunError                19  a run cannot go on (too few updates, unknown run)
-    └── TrainingError           20  training did not do what it must (the self-test failed)
+    ├── TrainingError           20  training did not do what it must (the self-test failed)
+    └── AuditError              21  a transcript is not whole, or contradicts another
 
 Each message is one sentence that says what is wrong; `advice`, where given, is one that
 says what to do next. The command line prints both and never a traceback.
@@ -105,3 +106,9 @@ class TrainingError(FedpactError):
     """Training did not do what it must: a self-test failed."""
 
     exit_code = 20
+
+
+class AuditError(FedpactError):
+    """A transcript is not whole, or contradicts another."""
+
+    exit_code = 21

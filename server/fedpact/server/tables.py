@@ -14,6 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 from fedpact.common.database import storage_error
+from fedpact.common.transcript_store import TranscriptColumns
 
 
 class Base(DeclarativeBase):
@@ -65,6 +66,12 @@ class Institution(Base):
         if self.revoked_at is not None:
             return "revoked"
         return "invited" if self.joined_at is None else "joined"
+
+
+class TranscriptRow(TranscriptColumns, Base):
+    """What happened, as the coordinator wrote it down (`fedpact.common.transcript`)."""
+
+    __tablename__ = "coordinator_transcript"
 
 
 @contextmanager

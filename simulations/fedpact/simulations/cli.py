@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from fedpact.client.cli import client_app
+from fedpact.common.audit_cli import audit_app
 from fedpact.common.cli import study_app
 from fedpact.common.errors import FedpactError
 from fedpact.server.cli import server_app
@@ -24,6 +25,7 @@ app.add_typer(study_app, name="study")
 app.add_typer(server_app, name="server")
 app.add_typer(run_app, name="run")
 app.add_typer(client_app, name="client")
+app.add_typer(audit_app, name="audit")
 
 Format = Annotated[Literal["table", "json"], typer.Option(help="How to print the result.")]
 

@@ -1,0 +1,119 @@
+"""`fedpact audit`: check the transcripts that the parties of a study keep."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from string import hexdigits
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    from fedpact.common.transcript_check import Transcript
+
+audit_app = typer.Typer(no_args_is_help=True, help="Check what the parties wrote down.")
+
+_HEX_DIGITS = 64
+
+
+@audit_app.callback()
+def _audit() -> None:
+    """Check what the parties wrote down."""
+
+
+@audit_app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="An exported transcript.")],
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="Another transcript: that of a party that saw this one's heads, or an older "
+            "one of the same party."
+        ),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            help="The public key of FILE's author, from a place that you trust: 64 hexadecimal "
+            "digits, or a PEM file. Without it, the key in FILE is taken."
+        ),
+    ] = None,
+    format: Annotated[Literal["table", "json"], typer.Option(help="How to print.")] = "table",  # noqa: A002
+) -> None:
+    """Check that a transcript is whole, and that no other one contradicts it."""
+    import json
+
+    from fedpact.common import transcript_check
+
+    mine = transcript_check.verify(_lines(file), _public_key(key) if key else None)
+    verified, heads = [mine], None
+    if against is not None:
+        theirs = transcript_check.verify(_lines(against))
+        verified.append(theirs)
+        heads = transcript_check.compare(mine, theirs) + transcript_check.compare(theirs, mine)
+    summaries = [_summary(transcript) for transcript in verified]
+    if format == "json":
+        typer.echo(json.dumps({"transcripts": summaries, "heads_matched": heads}, indent=2))
+        return
+    for summary in summaries:
+        typer.echo("".join(f"{name:<16}{value}\n" for name, value in summary.items()))
+    typer.echo("\n".join(_verdict(heads, is_pinned=key is not None)))
+
+
+def _verdict(heads: int | None, *, is_pinned: bool) -> Iterator[str]:
+    yield "Nothing was changed, left out, added or moved."
+    if not is_pinned:
+        yield "The key is the file's own: compare its fingerprint, or give --key."
+    if heads:
+        yield f"{heads} signed heads matched: neither contradicts the other."
+    elif heads == 0:
+        yield "Neither holds a head of the other: they were not compared."
+
+
+def _summary(transcript: "Transcript") -> dict[str, str | int | None]:
+    from fedpact.common.transcript import fingerprint
+
+    first, last = transcript.first, transcript.last
+    return {
+        "author": transcript.author,
+        "key_fingerprint": fingerprint(transcript.key),
+        "entries": len(transcript.hashes),
+        "first": first.isoformat() if first else None,
+        "last": last.isoformat() if last else None,
+    }
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    from fedpact.common.errors import DataError
+    from fedpact.common.transcript import LONGEST_LINE
+
+    try:
+        with file.open("rb") as content:
+            yield from iter(partial(content.readline, LONGEST_LINE + 1), b"")
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror or error}.") from error
+
+
+def _public_key(given: str) -> "Ed25519PublicKey":
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    from fedpact.common.errors import TrustError
+
+    if len(given) == _HEX_DIGITS and all(digit in hexdigits for digit in given):
+        return Ed25519PublicKey.from_public_bytes(bytes.fromhex(given))
+    try:
+        key = load_pem_public_key(Path(given).read_bytes())
+    except OSError as error:
+        raise TrustError(
+            f"{given} is not a key of {_HEX_DIGITS} hexadecimal digits, and no file that can "
+            f"be read: {error.strerror or error}."
+        ) from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise TrustError(f"{given} does not hold a public key in PEM.") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise TrustError(f"The key in {given} is not an Ed25519 key.")
+    return key
