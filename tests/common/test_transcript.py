@@ -353,6 +353,18 @@ def test_a_head_of_another_or_of_another_past_is_found():
         verify(lines_of(file_of(entries, head=other)))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"length": -1}, {"length": True}, {"length": 1.0}, {"length": 0}, {"author": 1}, {"x": 1}],
+    ids=str,
+)
+def test_a_head_of_another_form_is_refused(change):
+    good = Head.sign(KEY, author="North", length=1, last="ab" * 32)
+    assert Head.parse(good.line) == good
+    with pytest.raises(ValueError, match=r"has not the form of a head|a head of nothing"):
+        Head.parse(canonical({**good.document, **change}))
+
+
 def test_a_transcript_signed_anew_with_another_key_is_refused_where_the_key_is_known():
     forged = lines_of(file_of(chain(BODIES, key=OTHER_KEY), key=OTHER_KEY))
     assert verify(forged).author == "North"
