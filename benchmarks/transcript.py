@@ -9,16 +9,15 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from _report import arguments, report
+from fedpact.common.identity import SigningKey, new_signing_key
 from fedpact.common.transcript import NO_HASH, Entry, Head, Json
 from fedpact.common.transcript_check import header_line, verify
 
 ENTRIES = 100_000
 
 
-def write(path: Path, key: Ed25519PrivateKey) -> None:
+def write(path: Path, key: SigningKey) -> None:
     author, previous = "North Hospital", NO_HASH
     other = Head.sign(key, author="coordinator", length=1, last="ab" * 32).document
     round_: dict[str, Json] = {"run": "run-1", "epsilon": 0.25, "sha256": "cd" * 32, "steps": 4}
@@ -40,7 +39,7 @@ def write(path: Path, key: Ed25519PrivateKey) -> None:
 
 
 def main(form: str) -> None:
-    key = Ed25519PrivateKey.generate()
+    key = new_signing_key()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "transcript.jsonl")
         start = time.perf_counter()

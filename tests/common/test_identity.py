@@ -50,3 +50,16 @@ def test_a_missing_key_is_named(tmp_path):
 def test_a_public_key_of_the_wrong_size_is_refused(raw):
     with pytest.raises(TrustError):
         identity.verify_key(raw)
+
+
+@pytest.mark.parametrize("sign", [0, 0x80])
+@pytest.mark.parametrize("y", sorted(identity._WEAK), ids=lambda y: y.hex()[:8])
+def test_a_key_under_which_anybody_can_sign_is_refused(y, sign):
+    raw = bytes((*y[:-1], y[-1] | sign))
+    nobodys = bytes((1, *bytes(63)))  # R is the neutral element, S is zero
+    weak = identity.VerifyKey.from_public_bytes(raw)
+    contents = (str(number).encode() for number in range(1000))
+    assert any(identity.is_signed(weak, "head", content, nobodys) for content in contents)
+
+    with pytest.raises(TrustError, match="anybody can sign"):
+        identity.verify_key(raw)

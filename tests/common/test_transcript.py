@@ -7,11 +7,14 @@ import random
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedpact.common.errors import AuditError
+from fedpact.common.errors import AuditError, TrustError
 from fedpact.common.transcript import NO_HASH, Entry, Head, canonical
 from fedpact.common.transcript_check import (
     Transcript,
@@ -73,7 +76,7 @@ def resigned(document: dict, key=KEY) -> str:
     """A line with a content of our choice, as only the author could write it."""
     content = {k: v for k, v in document.items() if k not in {"hash", "signature"}}
     digest = hashlib.sha256(b"fedpact transcript entry v1\n" + canonical(content).encode())
-    signature = key.sign(b"fedpact transcript entry signature v1\n" + digest.digest()).hex()
+    signature = key.sign(b"fedpact entry v1\n" + digest.digest()).hex()
     return canonical({**content, "hash": digest.hexdigest(), "signature": signature})
 
 
@@ -100,7 +103,7 @@ def test_what_is_hashed_and_signed_stays_the_same():
         f'"previous":"{NO_HASH}","signature":"{entry.signature}"}}'
     )
     assert entry.hash == "53e28eafd48c47ef897233c730d3c92afacec56cbcdc235632c35ad21996a2b8"
-    assert head_of([entry]).signature[:32] == "a9bf837468d5f0da9a4d48d62fa328b4"
+    assert head_of([entry]).signature[:32] == "8961c7232b317535d932ccd2096e8110"
 
 
 json_values = st.recursive(
@@ -387,6 +390,12 @@ def test_a_transcript_signed_anew_with_another_key_is_refused_where_the_key_is_k
 def test_what_is_no_transcript_is_said(first):
     with pytest.raises(AuditError, match="This is not a transcript"):
         verify([first, *lines_of(file_of(chain(BODIES)))[1:]])
+
+
+def test_a_key_under_which_anybody_can_sign_is_refused():
+    weak = Ed25519PublicKey.from_public_bytes(bytes((1, *bytes(31))))
+    with pytest.raises(TrustError, match="anybody can sign"):
+        verify([f"{header_line('North', weak)}\n".encode()])
 
 
 def test_a_line_longer_than_any_entry_is_refused():

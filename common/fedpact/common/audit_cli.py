@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
+    from fedpact.common.identity import VerifyKey
     from fedpact.common.transcript_check import Transcript
 
 audit_app = typer.Typer(no_args_is_help=True, help="Check what the parties wrote down.")
@@ -96,15 +95,15 @@ def _lines(file: Path) -> Iterator[bytes]:
         raise DataError(f"{file} cannot be read: {error.strerror or error}.") from error
 
 
-def _public_key(given: str) -> "Ed25519PublicKey":
+def _public_key(given: str) -> "VerifyKey":
     from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     from fedpact.common.errors import TrustError
+    from fedpact.common.identity import VerifyKey, public_bytes, verify_key
 
     if len(given) == _HEX_DIGITS and all(digit in hexdigits for digit in given):
-        return Ed25519PublicKey.from_public_bytes(bytes.fromhex(given))
+        return verify_key(bytes.fromhex(given))
     try:
         key = load_pem_public_key(Path(given).read_bytes())
     except OSError as error:
@@ -114,6 +113,6 @@ def _public_key(given: str) -> "Ed25519PublicKey":
         ) from error
     except (ValueError, UnsupportedAlgorithm) as error:
         raise TrustError(f"{given} does not hold a public key in PEM.") from error
-    if not isinstance(key, Ed25519PublicKey):
+    if not isinstance(key, VerifyKey):
         raise TrustError(f"The key in {given} is not an Ed25519 key.")
-    return key
+    return verify_key(public_bytes(key))

@@ -22,6 +22,20 @@ SigningKey = Ed25519PrivateKey
 VerifyKey = Ed25519PublicKey
 Purpose = Literal["call", "decision", "join", "statement", "entry", "head"]
 KEY_BYTES = 32
+# The points of small order, as y (RFC 8032, 5.1.2): under such a key a signature that anybody
+# can make is good for many or all contents, so its owner could deny what it signed.
+_WEAK = frozenset(
+    bytes.fromhex(y)
+    for y in (
+        "00" * 32,
+        "01" + "00" * 31,
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+        "ec" + "ff" * 30 + "7f",
+        "ed" + "ff" * 30 + "7f",
+        "ee" + "ff" * 30 + "7f",
+    )
+)
 
 
 class Role(StrEnum):
@@ -74,12 +88,16 @@ def verify_key(raw: bytes) -> VerifyKey:
     """Read the 32 bytes of a public key that another party sent.
 
     Raises:
-        TrustError: they are not a public key.
+        TrustError: they are not a public key, or one under which anybody can sign.
     """
     try:
-        return Ed25519PublicKey.from_public_bytes(raw)
+        key = Ed25519PublicKey.from_public_bytes(raw)
     except ValueError as error:
         raise TrustError("The Ed25519 public key is damaged.") from error
+    # The highest bit is the sign of x.
+    if bytes((*raw[:-1], raw[-1] & 0x7F)) in _WEAK:
+        raise TrustError("The Ed25519 public key is one under which anybody can sign.")
+    return key
 
 
 def sign(key: SigningKey, purpose: Purpose, content: bytes) -> bytes:

@@ -6,12 +6,12 @@ of the record and its last hash, so it fixes the whole. Parties send each other 
 write down those they saw (`head-seen`): whoever later shows another past is contradicted by
 what the others hold (`fedpact.common.transcript_check`).
 
-What is hashed and signed is canonical JSON (keys sorted, no white space; after RFC 8785), with a
-prefix that says what it is, so that no signature can be taken for that of something else.
+What is hashed and signed is canonical JSON (keys sorted, no white space; after RFC 8785), each
+with a prefix of its own: no signature can be taken for that of something else.
 Written down, an entry or a head is canonical JSON too, on one line. Another spelling of the
 same content is refused: every bit counts.
 
-Signatures are Ed25519 (RFC 8032), hashes SHA-256.
+Hashes are SHA-256, signatures those of `fedpact.common.identity`.
 """
 
 import hashlib
@@ -21,13 +21,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, NoReturn, Self, get_args
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import (
-    Ed25519PrivateKey,
-    Ed25519PublicKey,
-)
-
+from fedpact.common import identity
 from fedpact.common.errors import AuditError
+from fedpact.common.identity import SigningKey, VerifyKey
 
 Json = bool | int | float | str | None | Sequence["Json"] | Mapping[str, "Json"]
 Kind = Literal[
@@ -58,8 +54,6 @@ LONGEST_LINE = 2**20
 
 _KINDS = frozenset(get_args(Kind))
 _ENTRY_HASH = b"fedpact transcript entry v1\n"
-_ENTRY_SIGNATURE = b"fedpact transcript entry signature v1\n"
-_HEAD_SIGNATURE = b"fedpact transcript head v1\n"
 _HASH_BYTES, _SIGNATURE_BYTES = 32, 64
 
 
@@ -90,7 +84,7 @@ class Entry:
     @classmethod
     def sign(
         cls,
-        key: Ed25519PrivateKey,
+        key: SigningKey,
         *,
         number: int,
         moment: datetime,
@@ -123,7 +117,9 @@ class Entry:
         }
         try:
             document["hash"] = _entry_hash(document)
-            document["signature"] = key.sign(_signed(document["hash"])).hex()
+            document["signature"] = identity.sign(
+                key, "entry", bytes.fromhex(document["hash"])
+            ).hex()
             line = canonical(document)
             if len(line.encode()) >= LONGEST_LINE:
                 raise ValueError("it is too long")  # noqa: TRY301 - said as all else below is
@@ -174,9 +170,11 @@ class Entry:
         """The canonical text, without an end of line."""
         return canonical({**vars(self), "moment": _moment_text(self.moment)})
 
-    def is_signed_by(self, key: Ed25519PublicKey) -> bool:
+    def is_signed_by(self, key: VerifyKey) -> bool:
         """Whether the signature under the hash is of this key."""
-        return _verifies(key, self.signature, _signed(self.hash))
+        return identity.is_signed(
+            key, "entry", bytes.fromhex(self.hash), bytes.fromhex(self.signature)
+        )
 
 
 @dataclass(frozen=True)
@@ -198,7 +196,7 @@ class Head:
     @classmethod
     def sign(
         cls,
-        key: Ed25519PrivateKey,
+        key: SigningKey,
         *,
         author: str,
         length: int,
@@ -213,7 +211,7 @@ class Head:
             last: the hash of the last of them, or `NO_HASH`.
         """
         content = {"author": author, "hash": last, "length": length}
-        signature = key.sign(_HEAD_SIGNATURE + canonical(content).encode())
+        signature = identity.sign(key, "head", canonical(content).encode())
         return cls(author=author, length=length, hash=last, signature=signature.hex())
 
     @classmethod
@@ -253,10 +251,12 @@ class Head:
         """The canonical text, without an end of line."""
         return canonical(self.document)
 
-    def is_signed_by(self, key: Ed25519PublicKey) -> bool:
+    def is_signed_by(self, key: VerifyKey) -> bool:
         """Whether the signature is of this key."""
         content = {"author": self.author, "hash": self.hash, "length": self.length}
-        return _verifies(key, self.signature, _HEAD_SIGNATURE + canonical(content).encode())
+        return identity.is_signed(
+            key, "head", canonical(content).encode(), bytes.fromhex(self.signature)
+        )
 
 
 HEAD_KEYS = frozenset(Head.__annotations__)
@@ -306,9 +306,9 @@ def require_hex(value: object, size: int, what: str) -> bytes:
     raise ValueError(f"its {what} is not {size} bytes in hexadecimal")
 
 
-def fingerprint(key: Ed25519PublicKey) -> str:
+def fingerprint(key: VerifyKey) -> str:
     """SHA-256 of a public key's 32 bytes, in hexadecimal."""
-    return hashlib.sha256(key.public_bytes_raw()).hexdigest()
+    return hashlib.sha256(identity.public_bytes(key)).hexdigest()
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -323,18 +323,6 @@ _DECODER = json.JSONDecoder(parse_constant=_no_constant)
 
 def _entry_hash(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(_ENTRY_HASH + canonical(content).encode()).hexdigest()
-
-
-def _signed(entry_hash: str) -> bytes:
-    return _ENTRY_SIGNATURE + bytes.fromhex(entry_hash)
-
-
-def _verifies(key: Ed25519PublicKey, signature: str, signed: bytes) -> bool:
-    try:
-        key.verify(bytes.fromhex(signature), signed)
-    except InvalidSignature:
-        return False
-    return True
 
 
 def _moment_text(moment: datetime) -> str:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import TypeAdapter, ValidationError
 
+from fedpact.common import identity
 from fedpact.common.errors import AuditError
+from fedpact.common.identity import VerifyKey
 from fedpact.common.study import Name
 from fedpact.common.transcript import (
     HEAD_KEYS,
@@ -29,7 +30,6 @@ from fedpact.common.transcript import (
 
 FORMAT = "fedpact transcript v1"
 _HEADER_KEYS = {"author", "format", "public_key"}
-_KEY_BYTES = 32
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
@@ -61,7 +61,7 @@ class Transcript:
     """
 
     author: str
-    key: Ed25519PublicKey
+    key: VerifyKey
     hashes: tuple[bytes, ...]
     seen: tuple[Seen, ...]
     head: Head
@@ -69,13 +69,13 @@ class Transcript:
     last: datetime | None
 
 
-def header_line(author: str, key: Ed25519PublicKey) -> str:
+def header_line(author: str, key: VerifyKey) -> str:
     """The first line of a transcript's file, without an end of line."""
-    public_key = key.public_bytes_raw().hex()
+    public_key = identity.public_bytes(key).hex()
     return canonical({"author": author, "format": FORMAT, "public_key": public_key})
 
 
-def verify(lines: Iterable[bytes], key: Ed25519PublicKey | None = None) -> Transcript:
+def verify(lines: Iterable[bytes], key: VerifyKey | None = None) -> Transcript:
     """Check a transcript's file, line by line.
 
     Args:
@@ -87,6 +87,7 @@ def verify(lines: Iterable[bytes], key: Ed25519PublicKey | None = None) -> Trans
         AuditError: it is not whole; the message names the first entry that does not fit, and
             what of it: its form, number, author, hash, previous hash or signature, or that the
             transcript is shorter than its head.
+        TrustError: the key in the file is one under which anybody can sign.
     """
     rest = iter(lines)
     author, own = _header(next(rest, b""))
@@ -181,20 +182,20 @@ def compare(mine: Transcript, theirs: Transcript) -> int:
     return len(matched)
 
 
-def _header(line: bytes) -> tuple[str, Ed25519PublicKey]:
+def _header(line: bytes) -> tuple[str, VerifyKey]:
     try:
         return _parse_header(parse_canonical(_text(line)))
     except ValueError as why:
         raise AuditError(f"This is not a transcript: of its first line, {why}.") from why
 
 
-def _parse_header(document: dict[str, Any]) -> tuple[str, Ed25519PublicKey]:
+def _parse_header(document: dict[str, Any]) -> tuple[str, VerifyKey]:
     if document.keys() != _HEADER_KEYS or document["format"] != FORMAT:
         raise ValueError(f"it does not say {FORMAT!r}")
     if not _is_name(document["author"]):
         raise ValueError("it does not name an author")
-    raw = require_hex(document["public_key"], _KEY_BYTES, "public key")
-    return document["author"], Ed25519PublicKey.from_public_bytes(raw)
+    raw = require_hex(document["public_key"], identity.KEY_BYTES, "public key")
+    return document["author"], identity.verify_key(raw)
 
 
 def _is_name(author: object) -> bool:
@@ -205,7 +206,7 @@ def _is_name(author: object) -> bool:
 
 
 def _require_place(
-    entry: Entry, number: int, author: str, previous: str, key: Ed25519PublicKey
+    entry: Entry, number: int, author: str, previous: str, key: VerifyKey
 ) -> None:
     if entry.number != number:
         raise ValueError(f"its number is {entry.number}")

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import BigInteger, String, Text, false, insert, select, text, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from fedpact.common.database import disk_errors
+from fedpact.common.identity import SigningKey
 from fedpact.common.transcript import NO_HASH, Entry, Head, Json, Kind
 from fedpact.common.transcript_check import header_line
 
@@ -48,7 +48,7 @@ class TranscriptStore:
 
     rows: type[TranscriptColumns]
     author: str
-    key: Ed25519PrivateKey
+    key: SigningKey
 
     def append(
         self,
