@@ -170,6 +170,23 @@ def test_a_run_that_is_asked_to_stop_keeps_its_adapter(engine, study, tmp_path):
     assert (folder / "adapter_model.safetensors").exists()
 
 
+def test_a_run_that_is_asked_to_stop_while_it_waits_for_sites_is_stopped(
+    engine, study, tmp_path
+):
+    class Nobody(FakeExchange):
+        def present(self):
+            runs.request_stop(engine, run)
+            return super().present()
+
+    run = runs.create(engine, study, tmp_path)
+    exchange = Nobody({})
+    folder = conduct(engine, run, exchange, tmp_path / "artifacts")
+    view = runs.view(engine, run)
+    assert (view.status, view.message, view.rounds) == ("stopped", "", ())
+    assert exchange.asked == []
+    assert (folder / "adapter_model.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "sentence"),
     [

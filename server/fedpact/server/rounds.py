@@ -129,7 +129,7 @@ class Conductor:
             first_round: from 1.
 
         Returns:
-            the adapter after the last round.
+            the adapter after the last round, or after the last before the run was to stop.
 
         Raises:
             RunError: a round had too few updates, or nobody came.
@@ -137,15 +137,17 @@ class Conductor:
         self.record.begun(weights)
         unmeasured: int | None = None
         for number in range(first_round, self.study.training.rounds + 1):
+            asked = self._gather(number)
             if self.record.should_stop():
                 break
-            weights = self._round(number, weights, unmeasured)
+            weights = self._round(number, weights, asked, unmeasured)
             unmeasured = number
         self._measure(unmeasured, weights)
         return weights
 
-    def _round(self, number: int, weights: Weights, unmeasured: int | None) -> Weights:
-        asked = self._gather(number)
+    def _round(
+        self, number: int, weights: Weights, asked: AbstractSet[str], unmeasured: int | None
+    ) -> Weights:
         # From here: those who were asked have the whole deadline, however long others took.
         started = self.clock()
         request = self._request(number, weights)
@@ -158,13 +160,13 @@ class Conductor:
         return weights
 
     def _gather(self, number: int) -> AbstractSet[str]:
-        """Wait until a quorum of the study's institutions is there."""
+        """Wait until a quorum of the study's institutions is there, or the run is to stop."""
         wanted = {institution.name for institution in self.study.institutions}
         needed = self.study.federation.quorum if number > 1 else len(wanted)
         deadline = self.clock() + self.study.federation.deadline_seconds
         while len(present := wanted & self.exchange.present()) < needed:
             if self.record.should_stop():
-                raise RunError("The run was stopped while it waited for sites.")
+                break
             if self.clock() > deadline:
                 if len(present) >= self.study.federation.quorum:
                     break
