@@ -144,7 +144,14 @@ def test_refusals_are_written_down_too(gate, home):
     assert gate.stored("r1", 1) is None
 
 
-@pytest.mark.parametrize("code", ["data", "training"])
+def test_a_refusal_that_has_another_reason_for_outside_leaves_with_that(gate, home):
+    packet = gate.refuse(refusal("budget", "The others spent 3.2."), "No budget is left.")
+    assert wire.unpack(packet)[0].reason == "No budget is left."
+    assert "3.2" not in packet.header
+    assert departures(home)[0].summary["reason"] == "The others spent 3.2."
+
+
+@pytest.mark.parametrize("code", ["data", "training", "model"])
 def test_a_refusal_tells_nothing_of_the_records(gate, home, code):
     secret = "Record 17 has the label 'HIV positive'."
     packet = gate.refuse(refusal(code, secret))

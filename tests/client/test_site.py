@@ -214,8 +214,6 @@ def test_an_update_that_is_kept_no_longer_is_not_made_again(bench):
         ("max_delta = 1e-6", "1e-06 that is allowed"),
         ("minimum_records = 121", "fewer than the 121"),
         (f'studies = ["{"f" * 64}"]', "not among those allowed"),
-        ("max_epsilonn = 100", "max_epsilonn"),
-        ("max_epsilon = ", "not TOML"),
     ],
 )
 def test_what_the_policy_does_not_allow_is_refused(bench, rule, reason):
@@ -223,6 +221,19 @@ def test_what_the_policy_does_not_allow_is_refused(bench, rule, reason):
     refusal = bench.refusal()
     assert refusal.code == "policy"
     assert reason in refusal.reason
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"), [("max_epsilonn = 100", "max_epsilonn"), ("max_epsilon = ", "not TOML")]
+)
+def test_a_policy_that_is_not_valid_allows_nothing_and_stays_at_home(bench, rule, reason):
+    bench.rule(rule)
+    refusal = bench.refusal()
+    assert refusal.code == "policy"
+    assert refusal.reason == "The site's policy cannot be used; the site's own log says why."
+    at_home = bench.departures()[-1].summary["reason"]
+    assert reason in at_home
+    assert str(bench.home.policy) in at_home
 
 
 @pytest.mark.parametrize(
@@ -281,12 +292,16 @@ def test_labels_that_the_study_does_not_know_are_refused_and_stay_at_home(bench)
 def test_another_base_model_is_refused(bench):
     refusal = bench.refusal(bench.tiny.study(model={"sha256": "0" * 64}))
     assert refusal.code == "model"
-    assert "0" * 64 in refusal.reason
+    assert "SHA-256" in refusal.reason
+    assert bench.tiny.folder.name not in refusal.reason
+    assert "0" * 64 in bench.departures()[-1].summary["reason"]
 
 
-def test_a_base_model_that_is_not_there_is_refused(bench, tmp_path):
+def test_a_base_model_that_is_not_there_is_refused_and_the_path_stays_at_home(bench, tmp_path):
     refusal = bench.refusal(bench.tiny.study(model={"base": str(tmp_path / "nowhere")}))
     assert refusal.code == "model"
+    assert "nowhere" not in refusal.reason
+    assert "nowhere" in bench.departures()[-1].summary["reason"]
 
 
 def test_an_adapter_of_another_shape_is_refused(bench):
@@ -305,7 +320,8 @@ def test_a_data_set_whose_budget_is_used_up_is_refused(bench):
         assert isinstance(bench.ask(round=number)[0], wire.UpdateHeader)
     refusal = bench.refusal(run="r2")
     assert refusal.code == "budget"
-    assert "above its limit of 8" in refusal.reason
+    assert refusal.reason == "The privacy budget does not allow 2 more steps here."
+    assert "above its limit of 8" in bench.departures()[-1].summary["reason"]
     bench.rule("max_epsilon = 20.0")
     assert isinstance(bench.ask(run="r2")[0], wire.UpdateHeader)
 

@@ -7,7 +7,7 @@ Nothing is sent but what `release`, `refuse` or `resend` returned, and in this o
    policy allow them.
 2. For one round of a run, one update leaves. Asked again, the same bytes leave.
 3. A refusal says which rule stood in the way; what it would say about the records
-   themselves stays at home.
+   themselves, the site's disk or what other studies have spent stays at home.
 4. It is in the outbox, so that it can leave again, and in the departures, so that it can be
    seen, both on disk, before it is handed over.
 """
@@ -28,6 +28,7 @@ from fedpact.common.errors import PolicyError, TrainingError, WireError
 _KEPT = 16
 _KEPT_AT_HOME = {
     "data": "The data set cannot be used for this study; the site's own log says why.",
+    "model": "The base model cannot be used for this study; the site's own log says why.",
     "training": "Training failed; the site's own log says why.",
 }
 
@@ -80,15 +81,18 @@ class Gate:
             raise PolicyError("The update carries metrics that the site does not let out.")
         return self._depart(header, wire.pack(header, change))
 
-    def refuse(self, refusal: wire.Refusal) -> wire.Packet:
-        """Write a refusal down and let it leave, without what it says about the records.
+    def refuse(self, refusal: wire.Refusal, told: str = "") -> wire.Packet:
+        """Write a refusal down and let it leave, without what must stay at home.
+
+        Args:
+            refusal: with the whole reason, which is written down here.
+            told: the reason that leaves in its place, where there is one.
 
         Raises:
             StorageError: it could not be written down, and stays.
         """
-        public = refusal.model_copy(
-            update={"reason": _KEPT_AT_HOME.get(refusal.code, refusal.reason)}
-        )
+        reason = told or _KEPT_AT_HOME.get(refusal.code, refusal.reason)
+        public = refusal.model_copy(update={"reason": reason})
         return self._depart(public, wire.pack(public, None), reason=refusal.reason)
 
     def stored(self, run: str, round_number: int) -> wire.Packet | None:

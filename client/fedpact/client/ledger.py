@@ -68,7 +68,8 @@ class AlreadyReservedError(BudgetError):
     def __init__(self, reservation: Reservation) -> None:
         super().__init__(
             f"Round {reservation.round} of run {reservation.run} has already been reserved "
-            f"for the data set {reservation.dataset}."
+            f"for the data set {reservation.dataset}.",
+            told=f"Round {reservation.round} of run {reservation.run} has already been reserved.",
         )
         self.reservation = reservation
 
@@ -225,7 +226,8 @@ def _check_budget(
             raise BudgetError(
                 f"{mechanism.steps} more steps would bring {what} from ε = "
                 f"{_epsilon(before, delta):.4g} to {after:.4g}, above its limit of {limit:.4g}, "
-                f"at δ = {delta:.3g}."
+                f"at δ = {delta:.3g}.",
+                told=f"The privacy budget does not allow {mechanism.steps} more steps here.",
             )
 
 

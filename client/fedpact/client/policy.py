@@ -3,7 +3,7 @@
 No message can weaken it, and every rule fails closed: without a file the defaults hold, and
 a key that is not known is an error, since it may be a rule that was mistyped. `check` is
 pure. Its reasons go to the coordinator, so they name the rule and never a number that only
-the site knows.
+the site knows. What is wrong with the file itself stays at home.
 """
 
 import difflib
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedpact.common.errors import PolicyError
 from fedpact.common.study import Digest, Study
 
+_NOT_VALID = "The site's policy cannot be used; the site's own log says why."
 _TEMPLATE = Path(__file__).parent / "policy_template.toml"
 
 
@@ -64,9 +65,13 @@ def load(path: Path) -> Policy:
     except FileNotFoundError:
         return Policy()
     except tomllib.TOMLDecodeError as error:
-        raise PolicyError(f"The policy {path} is not TOML: {error}.") from error
+        raise PolicyError(
+            f"The policy {path} is not TOML: {error}.", told=_NOT_VALID
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise PolicyError(f"The policy {path} cannot be read: {error}.") from error
+        raise PolicyError(
+            f"The policy {path} cannot be read: {error}.", told=_NOT_VALID
+        ) from error
     try:
         return Policy.model_validate(document)
     except ValidationError as error:
@@ -74,6 +79,7 @@ def load(path: Path) -> Policy:
         raise PolicyError(
             f"The policy {path} is not valid: {listing}.",
             advice="Nothing runs until it is.",
+            told=_NOT_VALID,
         ) from error
 
 

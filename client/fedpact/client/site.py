@@ -162,7 +162,7 @@ class Site:
         refusal = wire.Refusal.model_validate(
             {**head, "code": code, "reason": str(error)[:2000]}
         )
-        return self.gate.refuse(refusal)
+        return self.gate.refuse(refusal, error.told)
 
 
 def plan(study: Study, institution: str) -> SubsampledGaussian | None:

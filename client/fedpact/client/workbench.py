@@ -84,7 +84,8 @@ class Workbench:
         """
         model = self.model(study)
         if weights.manifest != model.adapter:
-            raise ModelError("The adapter received does not fit the study's model.")
+            misfit = "The adapter received does not fit the study's model."
+            raise ModelError(misfit, told=misfit)
         return model.trained
 
     def train(

@@ -16,7 +16,9 @@
     └── AuditError              21  a transcript is not whole, or contradicts another
 
 Each message is one sentence that says what is wrong; `advice`, where given, is one that
-says what to do next. The command line prints both and never a traceback.
+says what to do next. The command line prints both and never a traceback. Where the message
+holds what only this machine should know (a path, what other studies have spent), `told` is
+the sentence that may leave in its place.
 """
 
 from typing import ClassVar
@@ -27,10 +29,11 @@ class FedpactError(Exception):
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, message: str, *, advice: str = "") -> None:
+    def __init__(self, message: str, *, advice: str = "", told: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.advice = advice
+        self.told = told
 
     def __str__(self) -> str:
         return f"{self.message} {self.advice}".strip()

@@ -60,6 +60,7 @@ def locate(reference: BaseModelRef) -> Path:
         raise ModelError(
             f"{weights} has SHA-256 {found}, the study says {reference.sha256}.",
             advice="It is another model or was altered: do not use it for this study.",
+            told="The base model here does not have the SHA-256 that the study says.",
         )
     return folder
 
