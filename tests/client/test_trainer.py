@@ -259,6 +259,50 @@ def test_training_that_diverges_is_an_error(base):
         trainer.train(some_adapter(model), some_records(8), replace(PLAIN, learning_rate=1e30))
 
 
+def out_of_memory(kind):
+    match kind:
+        case "cpu":
+            torch.empty(10**15)
+        case "numpy":
+            np.empty(10**18)
+        case "gpu":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+@pytest.mark.parametrize("kind", ["cpu", "numpy", "gpu"])
+def test_memory_that_is_not_there_is_an_error_and_leaves_nothing_behind(base, kind):
+    model, task, trainer = setting(base)
+    received, records = some_adapter(model), some_records(8)
+    expected = trainer.train(received, records, PLAIN, np.random.default_rng(0))
+    loss = task.loss
+
+    def second_micro_batch_fails(model, batch):
+        if len(task.records) > before:
+            out_of_memory(kind)
+        return loss(model, batch)
+
+    before, task.loss = len(task.records), second_micro_batch_fails
+    with pytest.raises(TrainingError, match="not enough memory") as raised:
+        trainer.train(received, records, replace(PLAIN, max_tokens=1))
+    assert raised.value.advice
+    with pytest.raises(TrainingError, match="not enough memory"):
+        trainer.evaluate(received, records)
+    task.loss = loss
+    after = trainer.train(received, records, PLAIN, np.random.default_rng(0))
+    assert after.change.digest == expected.change.digest
+
+
+def test_another_error_of_torch_is_not_taken_for_a_lack_of_memory(base):
+    model, task, trainer = setting(base)
+
+    def failing(_model, _batch):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    task.loss = failing
+    with pytest.raises(RuntimeError, match="shapes"):
+        trainer.train(some_adapter(model), some_records(8), PLAIN)
+
+
 def test_what_does_not_fit_is_refused(base):
     model, task, trainer = setting(base)
     received = some_adapter(model)

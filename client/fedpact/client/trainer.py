@@ -6,7 +6,7 @@ What comes back is the change alone, and what ran, for the ledger. No loss or si
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal, Self
@@ -153,7 +153,8 @@ class Trainer:
         Raises:
             ModelError: `received` does not fit the model.
             DataError: there are no records.
-            TrainingError: training changed nothing, or gave a value that is not finite.
+            TrainingError: training changed nothing, gave a value that is not finite, or
+                there was not enough memory.
         """
         if not len(records):
             raise DataError("There are no records to train on.")
@@ -161,7 +162,7 @@ class Trainer:
         set_adapter(self._model, received)
         self._model.train()
         steps, lengths = 0, records.lengths
-        with self._step_for(how, rng) as step:
+        with memory_errors(), self._step_for(how, rng) as step:
             for batch in islice(_batches(len(records), how, rng), how.steps):
                 for micro in micro_batches(batch, lengths, how.max_tokens):
                     step.add(self._losses(records, micro, how.precision))
@@ -179,10 +180,11 @@ class Trainer:
 
         Raises:
             ModelError: `weights` do not fit the model.
+            TrainingError: there was not enough memory.
             ValueError: there are no records.
         """
         set_adapter(self._model, weights)
-        with self._arithmetic(precision):
+        with memory_errors(), self._arithmetic(precision):
             return evaluation.evaluate(
                 self._model, records, self._task, pad_id=self._pad_id, device=self._device
             )
@@ -223,6 +225,22 @@ class Trainer:
         if how.steps and how.learning_rate and not change.flat.any():
             raise TrainingError("Training changed nothing in the adapter.")
         return change
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn what torch and NumPy say of memory that is not there into a `TrainingError`."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # On a CPU torch has no error of its own for it.
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise TrainingError(
+            "There is not enough memory for this study.",
+            advice="Free memory, take a larger machine, or agree on a smaller max_length.",
+        ) from error
 
 
 def _batches(records: int, how: LocalTraining, rng: Randomness) -> Iterator[IntArray]:

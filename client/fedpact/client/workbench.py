@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fedpact.client.randomness import Randomness
-from fedpact.client.trainer import LocalTraining, Trained, Trainer
+from fedpact.client.trainer import LocalTraining, Trained, Trainer, memory_errors
 from fedpact.common import model as models
 from fedpact.common import tasks, wire
 from fedpact.common.adapter import Manifest, Weights
@@ -55,11 +55,13 @@ class Workbench:
 
         Raises:
             ModelError: the base model is not at hand or not the one that the study names.
+            TrainingError: there is not enough memory for it.
         """
         if self._model is None or self._model.digest != study.digest:
             self._model = None  # its memory is free before the next is loaded
             tokenizer = models.load_tokenizer(study)
-            built = models.build(study, self._device)
+            with memory_errors():
+                built = models.build(study, self._device)
             trainer = Trainer(
                 built,
                 tasks.for_study(study),
