@@ -101,7 +101,7 @@ class Datasets:
                 return _dataset(row)
             known = list(session.scalars(select(DatasetRow.name)))
         raise DataError(
-            f"There is no data set {name}{tabular.nearest(name, known)}.",
+            f"There is no data set {name}{tabular.nearest(name, known)}",
             advice="`fedpact client dataset add` adds one, `dataset list` shows them.",
         )
 

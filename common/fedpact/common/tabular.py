@@ -216,16 +216,16 @@ def rows_for(table: Table, task: "Task", path: Path) -> dict[str, list[str]]:
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """A hint at the known name that is most like `name`; empty if none is."""
+    """How a sentence about an unknown name ends: with the known one most like it, if any is."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else "."
 
 
 def _strings(path: Path, table: Table, column: str) -> list[str]:
     if column not in table.columns:
         known = list(table.columns)
         raise DataError(
-            f"{path} has no column {column!r}{nearest(column, known)}.",
+            f"{path} has no column {column!r}{nearest(column, known)}",
             advice=f"It has {', '.join(known)}.",
         )
     values = []
