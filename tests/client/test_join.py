@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import select
 import socket
 import socketserver
@@ -16,7 +17,9 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from typer.testing import CliRunner
 
+from fedpact.client.cli import client_app
 from fedpact.client.home import ClientHome
 from fedpact.client.join import join, load_site
 from fedpact.common import certificates
@@ -96,6 +99,16 @@ def test_joining_leaves_what_the_site_needs(server, home):
             "secret": Invitation.decode(token).secret,
             "public_key": certificates.public_pem(site.keys[1]).decode(),
         }
+    ]
+
+
+def test_the_next_steps_that_joining_prints_work_as_pasted(server, home):
+    arguments = ["join", server.token(), "--home", str(home.folder)]
+    joined = CliRunner().invoke(client_app, arguments)
+    steps = re.findall("`fedpact client ([^`]*)`", joined.stdout)
+    assert steps == [
+        f"dataset add NAME FILE --home {home.folder}",
+        f"up --home {home.folder}",
     ]
 
 

@@ -1,12 +1,16 @@
 import json
 import logging
+import re
+import shlex
 
 import pytest
 from typer.testing import CliRunner
 
+from fedpact.common.cli import home_option
 from fedpact.common.errors import FedpactError, UsageError
 from fedpact.common.invitation import Invitation
-from fedpact.server.cli import server_app
+from fedpact.server.cli import DEFAULT_HOME, server_app
+from fedpact.server.run_cli import run_app
 
 
 @pytest.fixture
@@ -42,6 +46,27 @@ def test_the_way_from_nothing_to_an_invitation(run):
     ]
     run("revoke", "Universität Ärzte")
     assert json.loads(run("institutions", "--format", "json"))[0]["state"] == "revoked"
+
+
+def commands(output: str) -> list[list[str]]:
+    """What stands between backquotes, as a shell reads it."""
+    return [shlex.split(command) for command in re.findall(r"`(fedpact [^`]*)`", output)]
+
+
+def test_next_steps_work_as_pasted(run, tmp_path, monkeypatch):
+    folder = tmp_path / ("a [long] way/" * 10) / "it's here"
+    up, invite = commands(run("init", "--home", str(folder)))
+    assert up == ["fedpact", "server", "up", "--home", str(folder)]
+    assert invite[-2:] == ["--home", str(folder)]
+    (invite,) = commands(run("institutions", "--home", str(folder)))
+    assert invite[-2:] == ["--home", str(folder)]
+
+    monkeypatch.setattr("fedpact.server.starting.start_run", lambda *_: "r1")
+    started = CliRunner().invoke(run_app, ["start", "study.toml", "--home", str(folder)])
+    assert commands(started.stdout) == [
+        ["fedpact", "run", "watch", "r1", "--home", str(folder)]
+    ]
+    assert home_option(DEFAULT_HOME, DEFAULT_HOME) == ""
 
 
 def test_tables_are_for_people(run):

@@ -20,15 +20,17 @@ def join(
     from fedpact.client import policy
     from fedpact.client.home import ClientHome, write_private
     from fedpact.client.join import join as join_federation
+    from fedpact.common.cli import home_option
 
     site = ClientHome.at(home)
     joined = join_federation(token, site)
     if not site.policy.exists():
         write_private(site.policy, policy.template().encode())
+    here = home_option(home, DEFAULT_HOME)
     typer.echo(
         f"{joined.institution} has joined {joined.coordinator}.\n"
         f"Your rules are in {site.policy}: read them.\n"
-        "Next: `fedpact client dataset add NAME FILE`, then `fedpact client up`."
+        f"Next: `fedpact client dataset add NAME FILE{here}`, then `fedpact client up{here}`."
     )
 
 

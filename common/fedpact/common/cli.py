@@ -1,5 +1,6 @@
-"""`fedpact study`: write, check and show study files."""
+"""`fedpact study`: write, check and show study files; and what all commands print alike."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,6 +9,11 @@ import typer
 study_app = typer.Typer(no_args_is_help=True, help="Write, check and show study files.")
 
 StudyFile = Annotated[Path, typer.Argument(help="The study file.")]
+
+
+def home_option(home: Path, default: Path) -> str:
+    """What a command that is printed needs to find the same folder; empty for the default."""
+    return "" if home == default else f" --home {shlex.quote(str(home))}"
 
 
 @study_app.command()

@@ -52,17 +52,21 @@ def init(
 ) -> None:
     """Make a coordinator's folder: settings, a CA of its own and a server certificate."""
     from fedpact.common.certificates import fingerprint, load_certificate
+    from fedpact.common.cli import home_option
     from fedpact.server import home as homes
 
-    server = homes.ServerHome(home)
+    server, here = homes.ServerHome(home), home_option(home, DEFAULT_HOME)
     if renew:
         homes.renew(server, server.settings().host)
-        console.print("A new server certificate was issued; restart `fedpact server up`.")
+        typer.echo(f"A new server certificate was issued; restart `fedpact server up{here}`.")
         return
     server = homes.init(home, host, port, database, listen)
     console.print(f"The coordinator {server.settings().address} is in {server.folder}.")
     console.print(f"Its CA has the fingerprint {fingerprint(load_certificate(server.ca))}.")
-    console.print("Next: `fedpact server up`, and `fedpact server invite NAME --sector …`.")
+    # Unwrapped, as it is copied.
+    typer.echo(
+        f"Next: `fedpact server up{here}`, and `fedpact server invite NAME --sector …{here}`."
+    )
 
 
 @server_app.command()
@@ -178,6 +182,7 @@ def list_institutions(
     format: Format = "table",  # noqa: A002
 ) -> None:
     """List every institution that was invited, and whether its site is online."""
+    from fedpact.common.cli import home_option
     from fedpact.server import institutions
     from fedpact.server.home import ServerHome
     from fedpact.server.tables import transaction
@@ -201,7 +206,8 @@ def list_institutions(
         _print_json(rows)
         return
     if not rows:
-        console.print("Nobody was invited yet: `fedpact server invite NAME --sector …`.")
+        here = home_option(home, DEFAULT_HOME)
+        typer.echo(f"Nobody was invited yet: `fedpact server invite NAME --sector …{here}`.")
         return
     table = Table(*(key.replace("_", " ") for key in rows[0]))
     for row in rows:

@@ -19,13 +19,15 @@ def start(
     """Start a run of a study among the institutions that it names."""
     import json
 
+    from fedpact.common.cli import home_option
     from fedpact.server.starting import start_run
 
     run = start_run(home, study)
     if format == "json":
         typer.echo(json.dumps({"run": run}))
     else:
-        typer.echo(f"Run {run} has started. `fedpact run watch {run}` shows it.")
+        watching = f"fedpact run watch {run}{home_option(home, DEFAULT_HOME)}"
+        typer.echo(f"Run {run} has started. `{watching}` shows it.")
 
 
 @run_app.command("list")
