@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import re
 import select
 import socket
@@ -110,6 +111,18 @@ def test_the_next_steps_that_joining_prints_work_as_pasted(server, home):
         f"dataset add NAME FILE --home {home.folder}",
         f"up --home {home.folder}",
     ]
+
+
+def test_the_log_of_a_site_says_nothing_of_migrations(server, home, caplog, monkeypatch):
+    join(server.token(), home)
+    monkeypatch.setattr("fedpact.client.node.serve", lambda *_: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in (None, "alembic", "httpx"):  # put back after the test
+        caplog.set_level(logging.INFO, name)
+    served = CliRunner().invoke(client_app, ["up", "--home", str(home.folder)])
+    assert served.exit_code == 0, served.output
+    assert {record.name for record in caplog.records} == {"fedpact.client.up"}
 
 
 def test_the_private_key_is_never_sent(server, home):

@@ -48,7 +48,8 @@ def up(home: HomeOption = DEFAULT_HOME) -> None:
         level=os.environ.get("FEDPACT_LOG_LEVEL", "INFO"),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for library in ("alembic", "httpx"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     from fedpact.client.up import up as serve
 
     serve(ClientHome.at(home))
