@@ -101,6 +101,7 @@ def look_again_soon() -> None:
     A reply can be seen before its last object is there. Flower then rests a whole second
     before it looks again, and we look so often that this is half of all replies. Its rests
     double from here on as they did, so that a slow upload is not asked for more often.
+    A contract test holds what this takes from Flower.
     """
     from flwr.supercore.inflatable.inflatable_utils import pull_objects
     from flwr.superlink.grid import http_grid
