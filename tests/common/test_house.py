@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from hatchling.builders.wheel import WheelBuilder
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("common", "client", "server", "simulations")
@@ -40,8 +41,7 @@ def test_the_wheel_holds_the_four_rooms_and_nothing_beside_them():
 
 def test_the_wheels_files_are_those_of_the_tree():
     """What hatch itself says it would pack, data files too."""
-    wheel = pytest.importorskip("hatchling.builders.wheel")
-    builder = wheel.WheelBuilder(str(ROOT))
+    builder = WheelBuilder(str(ROOT))
     packed = {
         file.distribution_path
         for file in builder.recurse_included_files()
