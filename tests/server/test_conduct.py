@@ -105,6 +105,18 @@ def test_measuring_measures_the_adapter_given(study, tmp_path):
     assert measure(zero).loss == pytest.approx(np.log(2))
 
 
+def test_the_tokeniser_is_loaded_once(study, tmp_path, monkeypatch):
+    model, load, loaded = models.build(study, CPU), models.load_tokenizer, []
+
+    def counted(of):
+        loaded.append(of)
+        return load(of)
+
+    monkeypatch.setattr(models, "load_tokenizer", counted)
+    measure_of(study, tmp_path, model)
+    assert loaded == [study]
+
+
 # The run
 
 

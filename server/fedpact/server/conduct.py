@@ -77,6 +77,33 @@ def public_test_set(study: Study, folder: Path) -> EncodedRecords | None:
         DataError: it cannot be read, or has another SHA-256 than the study says.
         ModelError: the base model's tokeniser is not at hand.
     """
+    found = _test_set(study, folder)
+    return found and found[0]
+
+
+def measure_of(study: Study, folder: Path, model: nn.Module) -> Measure | None:
+    """What measures an adapter on the study's public test set; None if it has none.
+
+    Raises:
+        DataError: as `public_test_set`.
+        ModelError: as `public_test_set`.
+    """
+    found = _test_set(study, folder)
+    if found is None:
+        return None
+    records, pad_id = found
+    task = tasks.for_study(study)
+    device = next(model.parameters()).device
+
+    def measure(weights: Weights) -> Metrics:
+        models.set_adapter(model, weights)
+        return evaluate(model, records, task, pad_id=pad_id, device=device)
+
+    return measure
+
+
+def _test_set(study: Study, folder: Path) -> tuple[EncodedRecords, int] | None:
+    """The public test set, encoded, and the tokeniser's padding token."""
     if study.evaluation.data is None:
         return None
     path = folder / study.evaluation.data
@@ -88,24 +115,6 @@ def public_test_set(study: Study, folder: Path) -> EncodedRecords | None:
         )
     task = tasks.for_study(study)
     rows = tabular.rows_for(table, task, path)
-    return task.encode(models.load_tokenizer(study), rows, study.training.max_length)
-
-
-def measure_of(study: Study, folder: Path, model: nn.Module) -> Measure | None:
-    """What measures an adapter on the study's public test set; None if it has none.
-
-    Raises:
-        DataError: as `public_test_set`.
-    """
-    records = public_test_set(study, folder)
-    if records is None:
-        return None
-    task = tasks.for_study(study)
-    pad_id = int(models.load_tokenizer(study).pad_token_id)
-    device = next(model.parameters()).device
-
-    def measure(weights: Weights) -> Metrics:
-        models.set_adapter(model, weights)
-        return evaluate(model, records, task, pad_id=pad_id, device=device)
-
-    return measure
+    tokenizer = models.load_tokenizer(study)
+    records = task.encode(tokenizer, rows, study.training.max_length)
+    return records, int(tokenizer.pad_token_id)
