@@ -33,6 +33,9 @@ def poisson_batches(records: int, sample_rate: float, rng: Randomness) -> Iterat
 def shuffled_batches(records: int, batch_size: int, rng: Randomness) -> Iterator[IntArray]:
     """Draw logical batches of one size, pass after shuffled pass. Not private.
 
+    A pass begins when this is called, once a round: a round of fewer steps than a pass has
+    sees records drawn anew, without regard to what earlier rounds saw.
+
     Yields:
         indices, shape [min(batch_size, records)]; what is left over at the end of a pass is
         not used in it.
