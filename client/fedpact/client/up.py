@@ -3,8 +3,10 @@
 Everything real is put together here; nowhere else is a part of a site chosen.
 """
 
+import ctypes
 import logging
 import signal
+import sys
 import threading
 
 from fedpact.client import policy
@@ -17,6 +19,7 @@ from fedpact.client.record_cache import encode
 from fedpact.client.site import Site
 from fedpact.client.validation import Split, split
 from fedpact.client.workbench import Workbench
+from fedpact.common import wire
 from fedpact.common.errors import DataError
 from fedpact.common.study import Study
 
@@ -69,6 +72,18 @@ def find_dataset(datasets: Datasets, study: Study) -> Dataset:
     return known[0]
 
 
+def give_back_memory() -> None:
+    """Return freed memory to the operating system, where the C library is glibc.
+
+    Micro-batches of ever other shapes leave holes between what stays, and glibc gives back
+    none but the last: a site would grow by half a gibibyte in a dozen rounds.
+    """
+    if sys.platform != "linux":
+        return
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+
+
 def up(home: ClientHome) -> None:
     """Serve until told to stop, by SIGTERM or Ctrl-C.
 
@@ -80,13 +95,19 @@ def up(home: ClientHome) -> None:
 
     joined = load_site(home)
     site = build_site(home, joined.institution, Workbench())
+
+    def answer(packet: wire.Packet) -> wire.Packet:
+        reply = site.answer(packet)
+        give_back_memory()
+        return reply
+
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     log.info("%s serves; the ledger and the gate are in %s", site.name, home.folder)
     node.serve(
         node.Coordinator(joined.address, joined.ca, joined.keys, joined.node_id),
-        site.answer,
+        answer,
         stop,
     )
     log.info("%s has stopped", site.name)
