@@ -15,12 +15,14 @@ from fedpact.common.cli import study_app
 from fedpact.common.errors import FedpactError
 from fedpact.server.cli import server_app
 from fedpact.server.run_cli import run_app
+from fedpact.simulations.plan_cli import plan
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Institutions that may not share data fine-tune one BERT together.",
 )
+study_app.command()(plan)
 app.add_typer(study_app, name="study")
 app.add_typer(server_app, name="server")
 app.add_typer(run_app, name="run")

@@ -1,0 +1,182 @@
+"""What a study will cost each site, before anybody spends anything.
+
+For each institution the study names: the sampling rate and the noise that its declared size
+and the study's budget lead to, exactly as its site will compute them, and what the same run
+would mean under other assumptions than the ledger's: twice the rounds, one record replaced
+instead of added or removed, a person with several records.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from pydantic import BaseModel, ConfigDict
+from rich.console import Group
+from rich.table import Table
+
+from fedpact.common import accounting, neighbours
+from fedpact.common.errors import BudgetError, StudyError
+from fedpact.common.mechanism import SubsampledGaussian
+from fedpact.common.study import Sector, Study
+
+PERSON_RECORDS = (2, 4, 8)
+
+
+class SitePlan(BaseModel):
+    """What the whole run is at one institution.
+
+    Everything but the first five fields is None where the budget cannot buy the plan (`why`
+    says so) or the study has no DP.
+    """
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    name: str
+    sector: Sector
+    records: int
+    """The declared size."""
+    sample_rate: float
+    """q, with which each record is in a batch."""
+    steps: int
+    """Private steps of the whole run."""
+    noise_multiplier: float | None = None
+    """σ: the noise's standard deviation over the clipping norm."""
+    noise_per_record: float | None = None
+    """The noise on the mean gradient's every coordinate, in clipping norms: σ over the batch."""
+    epsilon: float | None = None
+    """ε at δ of the whole run, for adding or removing one record."""
+    epsilon_replace_one: float | None = None
+    """The same run's ε for replacing one record by another."""
+    epsilon_twice_the_rounds: float | None = None
+    """ε if the rounds doubled and the noise stayed."""
+    noise_twice_the_rounds: float | None = None
+    """σ that would keep the budget if the rounds doubled."""
+    epsilon_of_person: dict[int, float] | None = None
+    """ε for adding or removing a person, by how many records the person has."""
+    why: str = ""
+    """Why the budget cannot buy the plan."""
+
+
+class StudyPlan(BaseModel):
+    """The plan of a study."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    study: str
+    study_digest: str
+    target_epsilon: float | None
+    """None: the study has no DP."""
+    delta: float
+    unit: str
+    rounds: int
+    local_steps: int
+    sites: list[SitePlan]
+    accuracy: float | None = None
+    """On the public test set after a simulation, where one was asked for."""
+
+
+def plan(study: Study) -> Iterator[SitePlan]:
+    """Plan each institution's part, one after the other: each takes some seconds.
+
+    Raises:
+        StudyError: the study names no institutions.
+    """
+    if not study.institutions:
+        raise StudyError(
+            "The study names no institutions, so there are no sizes to plan with.",
+            advice="Add an [[institutions]] entry for each that takes part.",
+        )
+    for institution in study.institutions:
+        found = SitePlan(
+            name=institution.name,
+            sector=institution.sector,
+            records=institution.records,
+            sample_rate=study.sample_rate(institution.name),
+            steps=study.total_steps,
+        )
+        yield found.model_copy(update=_costs(study, found)) if study.is_private else found
+
+
+def of(study: Study, sites: Iterable[SitePlan], accuracy: float | None = None) -> StudyPlan:
+    """Put the plan of a study together."""
+    return StudyPlan(
+        study=study.study.name,
+        study_digest=study.digest,
+        target_epsilon=study.privacy.target_epsilon if study.is_private else None,
+        delta=study.privacy.target_delta,
+        unit=study.privacy.unit,
+        rounds=study.training.rounds,
+        local_steps=study.training.local_steps,
+        sites=list(sites),
+        accuracy=accuracy,
+    )
+
+
+def _costs(study: Study, site: SitePlan) -> dict[str, object]:
+    target, delta = study.privacy.target_epsilon, study.privacy.target_delta
+    try:
+        sigma = accounting.noise_multiplier(target, delta, site.sample_rate, site.steps)
+    except BudgetError as error:
+        return {"why": error.message}
+    run = SubsampledGaussian(sigma, site.sample_rate, site.steps)
+    twice = SubsampledGaussian(sigma, site.sample_rate, 2 * site.steps)
+    return {
+        "noise_multiplier": sigma,
+        "noise_per_record": sigma / study.expected_batch_size(site.name),
+        "epsilon": accounting.epsilon([run], delta),
+        "epsilon_replace_one": neighbours.replace_one_epsilon(run, delta),
+        "epsilon_twice_the_rounds": accounting.epsilon([twice], delta),
+        "noise_twice_the_rounds": _noise_or_none(target, delta, twice),
+        "epsilon_of_person": {
+            records: neighbours.person_epsilon(run, records, delta)
+            for records in PERSON_RECORDS
+        },
+    }
+
+
+def _noise_or_none(target: float, delta: float, run: SubsampledGaussian) -> float | None:
+    try:
+        return accounting.noise_multiplier(target, delta, run.sample_rate, run.steps)
+    except BudgetError:
+        return None
+
+
+def tables(found: StudyPlan) -> Group:
+    """The plan for people."""
+    if found.target_epsilon is None:
+        plain = Table("institution", "records", "q", "steps", title=f"{found.study}: no DP")
+        for site in found.sites:
+            plain.add_row(
+                site.name, f"{site.records:,}", f"{site.sample_rate:.4g}", f"{site.steps}"
+            )
+        return Group(plain, "Updates are NOT private: [privacy] mechanism is none.")
+    buys = Table(
+        *("institution", "records", "q", "steps", "σ", "σ/batch", "ε", "σ, rounds x2"),
+        title=f"{found.study}: what ε = {found.target_epsilon:g} buys",
+        caption=f"ε at δ = {found.delta:g}, for adding or removing one {found.unit}",
+    )
+    means = Table(
+        *("institution", "replace one", "rounds x2"),
+        *(f"person with {records}" for records in PERSON_RECORDS),
+        title="What the same run's ε is",
+        caption=f"at δ = {found.delta:g}; the last columns for adding or removing a person",
+    )
+    for site in found.sites:
+        head = (site.name, f"{site.records:,}", f"{site.sample_rate:.4g}", f"{site.steps}")
+        buys.add_row(
+            *head,
+            *map(_cell, (site.noise_multiplier, site.noise_per_record)),
+            *map(_cell, (site.epsilon, site.noise_twice_the_rounds)),
+        )
+        if site.epsilon_of_person is not None:
+            means.add_row(
+                site.name,
+                *map(_cell, (site.epsilon_replace_one, site.epsilon_twice_the_rounds)),
+                *map(_cell, site.epsilon_of_person.values()),
+            )
+    lines = [f"{site.name}: {site.why}" for site in found.sites if site.why]
+    if found.accuracy is not None:
+        lines.append(f"A simulation of it ended at accuracy {found.accuracy:.4f}.")
+    return Group(buys, *([means] if means.row_count else []), *lines)
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"

@@ -1,0 +1,105 @@
+"""The plan of a study: what sites will compute, before they do."""
+
+import json
+
+import pytest
+import tomli_w
+from typer.testing import CliRunner
+
+from fedpact.client.site import plan as site_plan
+from fedpact.common.errors import BudgetError, StudyError
+from fedpact.common.study import Study
+from fedpact.simulations import planning
+from fedpact.simulations.cli import app
+from support.round_fakes import study_among
+from support.tiny_bert import write_data
+
+SMALL = {"training": {"rounds": 4, "local_steps": 2, "batch_size": 50}}
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return study_among("Ärzte", "B", records=500, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def found(study) -> planning.StudyPlan:
+    return planning.of(study, planning.plan(study))
+
+
+def test_the_noise_is_the_one_that_the_site_will_add(study, found):
+    for site in found.sites:
+        mechanism = site_plan(study, site.name)
+        assert (site.noise_multiplier, site.sample_rate) == (
+            mechanism.noise_multiplier,
+            mechanism.sample_rate,
+        )
+        assert site.steps == study.training.rounds * mechanism.steps
+        assert site.noise_per_record == pytest.approx(mechanism.noise_multiplier / 50)
+
+
+def test_what_else_the_run_would_mean_is_in_the_order_that_it_must_be(found):
+    for site in found.sites:
+        assert 0.98 * found.target_epsilon < site.epsilon <= found.target_epsilon
+        persons = [site.epsilon_of_person[n] for n in planning.PERSON_RECORDS]
+        assert site.epsilon < site.epsilon_replace_one < persons[0] < persons[1] < persons[2]
+        assert site.epsilon < site.epsilon_twice_the_rounds < 2 * site.epsilon
+        assert site.noise_twice_the_rounds > site.noise_multiplier
+
+
+def test_a_budget_that_cannot_buy_it_is_said_for_each_site():
+    poor = study_among("A", "B", privacy={"target_epsilon": 1e-4}, **SMALL)
+    for site in planning.plan(poor):
+        assert "No noise lets 8 steps" in site.why
+        assert site.noise_multiplier is None
+
+
+def test_a_study_without_dp_has_no_noise_to_plan():
+    bare = study_among("A", privacy={"mechanism": "none"}, **SMALL)
+    plan = planning.of(bare, planning.plan(bare))
+    assert plan.target_epsilon is None
+    assert [(s.noise_multiplier, s.why) for s in plan.sites] == [(None, "")]
+
+
+def test_a_study_without_institutions_cannot_be_planned():
+    with pytest.raises(StudyError, match="names no institutions"):
+        list(planning.plan(study_among()))
+
+
+def write(folder, study: Study):
+    path = folder / "study.toml"
+    path.write_text(tomli_w.dumps(study.model_dump(mode="json", exclude_none=True)))
+    return path
+
+
+def test_the_command_prints_one_object(tmp_path, study, found):
+    done = CliRunner().invoke(
+        app, ["study", "plan", str(write(tmp_path, study)), "--format=json"]
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == json.loads(found.model_dump_json())
+
+
+def test_the_command_fails_where_the_budget_cannot_buy_the_plan(tmp_path):
+    poor = study_among("Ärzte", privacy={"target_epsilon": 1e-4}, **SMALL)
+    done = CliRunner().invoke(app, ["study", "plan", str(write(tmp_path, poor))])
+    assert isinstance(done.exception, BudgetError)
+    assert "Ärzte" in done.exception.message
+    assert "No noise lets" in done.stdout
+
+
+def test_a_simulation_says_what_accuracy_to_expect(tmp_path, tiny):
+    data = write_data(tmp_path / "data.csv", records=200, seed=1)
+    public = write_data(tmp_path / "public.csv", records=60, seed=2)
+    institutions = [{"name": n, "sector": "academia", "records": 100} for n in ("A", "B")]
+    path = tiny.write_study(
+        tmp_path / "study.toml",
+        institutions=institutions,
+        training={"rounds": 2},
+        evaluation={"data": public.name},
+    )
+    done = CliRunner().invoke(
+        app, ["study", "plan", str(path), f"--data={data}", "--format=json"]
+    )
+    assert done.exit_code == 0, done.output
+    assert 0 <= json.loads(done.stdout)["accuracy"] <= 1
