@@ -229,6 +229,7 @@ def results_page() -> str:
             "| `fedpact client dataset list` | a list of objects: `name`, `records`, `format`, `state`, "
             "`sha256`, `path`, `added_at` |"
         ),
+        "| `fedpact client policy show` | an object: every rule of the policy, by name |",
         (
             "| `fedpact client ledger` | an object: `unit`, `neighbours`, `datasets` (each with "
             "`name`, `epsilon`, `delta`, `cap`, `remaining`, `runs`); an infinite ε is null |"

@@ -1,16 +1,27 @@
 """The site's own rules: each is held, none can be mistyped, and the template says them all."""
 
+import json
 import re
 import tomllib
+from datetime import datetime
+from functools import partial
+from pathlib import Path
 
 import pytest
+import torch
+from typer.testing import CliRunner
 
 from fedpact.client import policy as policies
-from fedpact.client.policy import Policy, check
+from fedpact.client.cli import client_app
+from fedpact.client.policy import Policy
+from fedpact.client.policy_check import check, check_hours, in_words
+from fedpact.client.up import take_share
 from fedpact.common.errors import PolicyError, StudyError
 from support.site_factory import INSTITUTION, MODEL_SHA256, a_study
 
 MANY = 1000
+CLINIC = {"name": INSTITUTION, "sector": "academia", "records": MANY}
+WITH_FIRM = {"institutions": [CLINIC, {"name": "Firm", "sector": "industry", "records": MANY}]}
 
 
 def test_the_defaults_allow_a_private_study():
@@ -35,6 +46,18 @@ def test_the_defaults_allow_a_private_study():
         ({}, {}, 99, "fewer than the 100 records"),
         ({}, {"evaluation": {"site_metrics": True}}, MANY, "asks for metrics"),
         ({"studies": ()}, {}, MANY, "not among those allowed"),
+        ({"uses": ()}, {}, MANY, "for research is not allowed"),
+        ({"uses": ("research",)}, {"study": {"use": "product"}}, MANY, "for product"),
+        ({"sectors": ("government",)}, WITH_FIRM, MANY, "industry is not allowed here: Firm"),
+        ({"institutions": ()}, WITH_FIRM, MANY, "with Firm is not allowed"),
+        ({"institutions": ("Other",)}, WITH_FIRM, MANY, "with Firm is not allowed"),
+        ({}, {"governance": {"recipients": ["Press"]}}, MANY, "would go to Press"),
+        ({"max_epsilon_per_study": 3.9}, {}, MANY, "ε = 4 is above the 3.9"),
+        ({}, {"model": {"base": "/srv/models/bert"}}, MANY, "is a folder"),
+        ({}, {"model": {"base": "../bert"}}, MANY, "is a folder"),
+        ({}, {"model": {"base": "~/bert"}}, MANY, "is a folder"),
+        ({}, {"model": {"base": "a/b/c"}}, MANY, "is a folder"),
+        ({}, {"model": {"base": "C:\\\\host\\share"}}, MANY, "is a folder"),
         ({"studies": ("0" * 64,)}, {}, MANY, "not among those allowed"),
     ],
 )
@@ -55,6 +78,13 @@ def test_each_rule_refuses_in_one_sentence(policy, sections, records, reason):
         ({}, {}, 100),
         ({"allow_site_metrics": True}, {"evaluation": {"site_metrics": True}}, MANY),
         ({"studies": (a_study().digest,)}, {}, MANY),
+        ({"sectors": (), "institutions": ()}, {}, MANY),
+        ({"sectors": ("industry",), "institutions": ("Firm",)}, WITH_FIRM, MANY),
+        ({}, WITH_FIRM | {"governance": {"recipients": ["Firm"]}}, MANY),
+        ({"allow_outside_recipients": True}, {"governance": {"recipients": ["Press"]}}, MANY),
+        ({"max_epsilon_per_study": 4.0}, {}, MANY),
+        ({"models": (MODEL_SHA256,)}, {"model": {"base": "/srv/models/bert"}}, MANY),
+        ({"allow_model_folders": True}, {"model": {"base": "/srv/models/bert"}}, MANY),
     ],
 )
 def test_each_rule_lets_through_what_it_allows(policy, sections, records):
@@ -86,7 +116,11 @@ def test_a_file_is_read(tmp_path):
     ("text", "reason"),
     [
         ("max_epsilom = 1", "no rule max_epsilom .did you mean max_epsilon"),
-        ("quiet_hours = 1", "no rule quiet_hours .known are"),
+        ("colour = 1", "no rule colour .known are"),
+        ('quiet_hours = "25:00-06:00"', "quiet_hours"),
+        ('quiet_hours = "06:00-06:00"', "end when they begin"),
+        ("gpu_memory_fraction = 1.5", "gpu_memory_fraction"),
+        ('uses = ["fun"]', "uses"),
         ("max_epsilon = 0", "max_epsilon: Input should be greater than 0"),
         ("max_epsilon = inf", "max_epsilon"),
         ("max_epsilon = nan", "max_epsilon"),
@@ -116,5 +150,78 @@ def test_the_template_is_the_defaults_and_names_every_rule():
     text = policies.template()
     assert tomllib.loads(text) == {}
     shown = re.sub(r"^# (?=[a-z0-9_]+ = )", "", text, flags=re.MULTILINE)
-    assert set(tomllib.loads(shown)) == set(Policy.model_fields)
-    assert Policy.model_validate(tomllib.loads(shown)) == Policy()
+    rules = tomllib.loads(shown)
+    assert set(rules) == set(Policy.model_fields)
+    # TOML cannot say "none": these are examples.
+    examples = {name for name, value in Policy() if value is None}
+    assert examples == {"max_epsilon_per_study", "quiet_hours", "cpu_threads"}
+    defaults = {name: value for name, value in rules.items() if name not in examples}
+    assert Policy.model_validate(defaults) == Policy()
+    Policy.model_validate(rules)
+
+
+@pytest.mark.parametrize(
+    ("hours", "moment", "reopens"),
+    [
+        ("22:00-06:00", "2026-03-01T22:00", "2026-03-02T06:00+02:00"),
+        ("22:00-06:00", "2026-03-01T05:59", "2026-03-01T06:00+02:00"),
+        ("22:00-06:00", "2026-03-01T06:00", None),
+        ("22:00-06:00", "2026-03-01T21:59", None),
+        ("08:30-18:00", "2026-03-01T08:30", "2026-03-01T18:00+02:00"),
+        ("08:30-18:00", "2026-03-01T18:00", None),
+        ("08:30-18:00", "2026-03-01T08:29", None),
+        (None, "2026-03-01T03:00", None),
+    ],
+)
+def test_in_quiet_hours_nothing_begins_and_it_is_said_when_they_end(hours, moment, reopens):
+    policy, now = Policy(quiet_hours=hours), datetime.fromisoformat(f"{moment}+02:00")
+    if reopens is None:
+        check_hours(policy, now)
+        return
+    with pytest.raises(PolicyError, match=re.escape(f"they end at {reopens}.")):
+        check_hours(policy, now)
+
+
+def test_a_policy_in_words_says_what_is_not_private():
+    strict = in_words(Policy())
+    assert not [sentence for sentence in strict if "NOT PRIVATE" in sentence]
+    assert any("ε = 10 in its lifetime" in sentence for sentence in strict)
+    loose = in_words(Policy(require_dp=False, allow_site_metrics=True, uses=()))
+    assert len([sentence for sentence in loose if "NOT PRIVATE" in sentence]) == 2
+    assert any("for nothing." in sentence for sentence in loose)
+    assert all(sentence.endswith(".") for sentence in (*strict, *loose))
+
+
+def test_the_command_line_says_what_the_rules_mean(tmp_path):
+    run = partial(CliRunner().invoke, client_app, catch_exceptions=False)
+    (tmp_path / "policy.toml").write_text('max_epsilon = 3\nquiet_hours = "22:00-06:00"\n')
+    said = run(["policy", "check", "--home", str(tmp_path)]).output
+    assert "ε = 3 in its lifetime" in said
+    assert "22:00-06:00" in said
+    shown = run(["policy", "show", "--home", str(tmp_path), "--format", "json"]).output
+    rules = json.loads(shown)
+    assert set(rules) == set(Policy.model_fields)
+    assert (rules["max_epsilon"], rules["uses"][0]) == (3.0, "research")
+    assert "quiet_hours" in run(["policy", "show", "--home", str(tmp_path)]).output
+    (tmp_path / "policy.toml").write_text("max_epsilom = 3\n")
+    with pytest.raises(PolicyError, match="did you mean max_epsilon"):
+        run(["policy", "check", "--home", str(tmp_path)])
+
+
+def test_training_keeps_to_the_share_that_the_policy_gives():
+    before = torch.get_num_threads()
+    try:
+        take_share(Policy(cpu_threads=2))
+        assert torch.get_num_threads() == 2
+        take_share(Policy())
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_worked_examples_of_the_documentation_are_policies():
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "write-your-policy.md"
+    examples = re.findall(r"```toml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(examples) == 3
+    for example in examples:
+        assert Policy.model_validate(tomllib.loads(example)) != Policy()

@@ -120,7 +120,9 @@ def test_what_is_no_study_is_refused(text):
     name=st.text(min_size=1, max_size=20).filter(
         lambda text: text.isprintable() and text.strip() == text
     ),
-    purpose=st.text(max_size=50),
+    purpose=st.text(max_size=50).filter(
+        lambda text: all(c.isprintable() or c in "\n\t" for c in text)
+    ),
     epsilon=st.floats(1e-3, 1e6),
     rounds=st.integers(1, 100_000),
 )

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fedpact.common import wire
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import WireError
+from fedpact.common.study import MAX_STEPS
 from support.site_factory import a_study, some_weights, update_header
 
 WEIGHTS = some_weights()
@@ -48,7 +49,7 @@ def test_each_kind_of_message_comes_back(header, weights):
     run=st.from_regex(r"[A-Za-z0-9_.-]{1,64}", fullmatch=True),
     number=st.integers(1, wire.MAX_ROUND),
     epsilon=st.none() | st.floats(0, allow_infinity=False, allow_nan=False),
-    steps=st.integers(0, 10**6),
+    steps=st.integers(0, MAX_STEPS),
     values=st.lists(st.floats(width=32), min_size=1, max_size=50),
 )
 def test_every_update_comes_back(run, number, epsilon, steps, values):

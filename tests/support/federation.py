@@ -119,8 +119,9 @@ class Federation:
         token = must("server", "invite", name, *invited)
         must("client", "join", token.strip(), *place)
         must("client", "dataset", "add", "notes", str(data), *place)
-        # Many runs are about to spend from it.
-        self.sites[name].policy.write_text("max_epsilon = 1000\n", encoding="utf-8")
+        # Many runs are about to spend from it, with a base model in a folder.
+        rules = "max_epsilon = 1000\nallow_model_folders = true\n"
+        self.sites[name].policy.write_text(rules, encoding="utf-8")
 
     def start_coordinator(self) -> Daemon:
         arguments = ("server", "up", "--home", str(self.home.folder))

@@ -15,7 +15,7 @@ RECORDS = 1000
 MODEL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
-def a_study(**sections: dict) -> Study:
+def a_study(**sections: dict | list) -> Study:
     """A study in which the institution takes part; `sections` replace single fields."""
     document: dict = {
         "study": {"name": "triage"},
@@ -26,7 +26,8 @@ def a_study(**sections: dict) -> Study:
         "institutions": [{"name": INSTITUTION, "sector": "academia", "records": RECORDS}],
     }
     for name, fields in sections.items():
-        document[name] = {**document.get(name, {}), **fields}
+        given = document.get(name, {})
+        document[name] = {**given, **fields} if isinstance(given, dict) else fields
     return Study.model_validate(document)
 
 

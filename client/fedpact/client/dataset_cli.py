@@ -162,7 +162,7 @@ def _state(dataset: "Dataset") -> str:
 
 def _check_fit(site: "ClientHome", dataset: "Dataset", study: "Study") -> None:
     """Columns and labels always; what the policy says once this site has joined."""
-    from fedpact.client import policy
+    from fedpact.client import policy, policy_check
     from fedpact.client.datasets import load_rows
     from fedpact.client.join import load_site
     from fedpact.common import tasks
@@ -170,7 +170,8 @@ def _check_fit(site: "ClientHome", dataset: "Dataset", study: "Study") -> None:
     load_rows(dataset, tasks.for_study(study))
     if site.site.exists():
         institution = load_site(site).institution
-        policy.check(policy.load(site.policy), study, institution, dataset.records)
+        rules = policy.load(site.policy)
+        policy_check.check(rules, study, institution, dataset.records)
 
 
 def _print_json(value: object) -> None:

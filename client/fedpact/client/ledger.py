@@ -8,8 +8,9 @@ Rules, held in this order:
 3. A round is reserved once for a data set. Asked again, the ledger says so, and its caller
    sends the stored reply or trains under the reservation that stands: one mechanism, one
    release, one cost.
-4. After a reservation the run costs at most what its study promises, and the data set at most
-   what the site's policy allows over its lifetime, across studies and runs.
+4. After a reservation the run costs at most what its study promises, the study at most what
+   the site's policy allows it, all runs together, and the data set at most what the policy
+   allows over its lifetime, across studies and runs.
 5. A data set is its content as much as its name. Names that ever stood for the same content,
    and contents that ever had the same name, share one budget.
 
@@ -89,6 +90,7 @@ class Ledger:
         mechanism: SubsampledGaussian | None,
         *,
         cap: float,
+        study_cap: float = math.inf,
     ) -> Reservation:
         """Set a round's privacy aside, durably, before anything is computed.
 
@@ -99,6 +101,7 @@ class Ledger:
             round_number: the round, from 1.
             mechanism: what is about to run; None for a study without DP.
             cap: ε that the data set may cost over its lifetime (the policy's `max_epsilon`).
+            study_cap: ε that all runs of the study together may cost it.
 
         Raises:
             AlreadyReservedError: the round was reserved before; nothing is spent twice.
@@ -120,8 +123,10 @@ class Ledger:
             if mechanism is not None:
                 shared = _shares_budget(session, dataset)
                 of_run = and_(shared, ReservationRow.run == run)
+                of_study = and_(shared, ReservationRow.study_digest == study.digest)
                 limits = (
                     (f"run {run}", study.privacy.target_epsilon, of_run),
+                    (f"the study {study.digest[:12]}", study_cap, of_study),
                     (f"the data set {dataset}", cap, shared),
                 )
                 _check_budget(session, limits, mechanism, study.privacy.target_delta)
@@ -195,6 +200,21 @@ class Ledger:
             where = (_shares_budget(session, dataset), ReservationRow.run == run)
             return _epsilon(_mechanisms(session, *where), delta)
 
+    def newest(self, run: str) -> Reservation | None:
+        """The highest round of a run that was ever reserved, on any data set; None: none was.
+
+        Raises:
+            StorageError: the database cannot be read.
+        """
+        with reading(self._engine) as session:
+            row = session.scalar(
+                select(ReservationRow)
+                .where(ReservationRow.run == run)
+                .order_by(ReservationRow.round.desc())
+                .limit(1)
+            )
+            return None if row is None else _reservation(row)
+
     def history(self, dataset: str) -> list[Reservation]:
         """Every reservation that counts for a data set, the oldest first.
 
@@ -220,6 +240,8 @@ def _check_budget(
 ) -> None:
     """Rule 4: for each (what, its limit, what counts for it)."""
     for what, limit, counts in limits:
+        if limit == math.inf:
+            continue
         before = _mechanisms(session, counts)
         after = _epsilon([*before, mechanism], delta)
         if after > limit * _ROUNDING:

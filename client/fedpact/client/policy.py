@@ -1,23 +1,24 @@
 """What an institution allows: its own `policy.toml`, read at the site and nowhere else.
 
-No message can weaken it, and every rule fails closed: without a file the defaults hold, and
-a key that is not known is an error, since it may be a rule that was mistyped. `check` is
-pure. Its reasons go to the coordinator, so they name the rule and never a number that only
-the site knows. What is wrong with the file itself stays at home.
+No message can weaken it, and it fails closed: without a file the defaults hold, and a key
+that is not known is an error, since it may be a rule that was mistyped. What is wrong with
+the file itself stays at home. What a study must fit of it is in `policy_check`.
 """
 
 import difflib
 import tomllib
+from datetime import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedpact.common.errors import PolicyError
-from fedpact.common.study import Digest, Study
+from fedpact.common.study import Digest, Name, Sector, Use
 
 _NOT_VALID = "The site's policy cannot be used; the site's own log says why."
 _TEMPLATE = Path(__file__).parent / "policy_template.toml"
+_CLOCK = r"([01]\d|2[0-3]):[0-5]\d"
 
 
 class Policy(BaseModel):
@@ -25,12 +26,43 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    approval: Literal["person", "automatic"] = Field(
+        default="person",
+        description="Who agrees to a study that these rules allow: a person, or the site itself.",
+    )
     tasks: tuple[str, ...] = Field(
         default=("text-classification",), description="Tasks that a study may have."
+    )
+    uses: tuple[Use, ...] = Field(
+        default=(
+            "research",
+            "public-health",
+            "safety-monitoring",
+            "quality-improvement",
+            "product",
+        ),
+        description="Kinds of use that a study may be for; empty: none.",
+    )
+    sectors: tuple[Sector, ...] = Field(
+        default=(Sector.ACADEMIA, Sector.INDUSTRY, Sector.GOVERNMENT),
+        description="Sectors that the other institutions of a study may be of.",
+    )
+    institutions: Literal["any"] | tuple[Name, ...] = Field(
+        default="any",
+        description='The other institutions that may take part in a study, by name, or "any".',
+    )
+    allow_outside_recipients: bool = Field(
+        default=False,
+        description="Whether a study may give its release to others than those who take part.",
     )
     models: tuple[Digest, ...] = Field(
         default=(),
         description="SHA-256 of the base models that may be used; none: any.",
+    )
+    allow_model_folders: bool = Field(
+        default=False,
+        description="Whether a study may name a folder of the site's disk as base model, whatever "
+        "is in it; where `models` has its SHA-256, it always may.",
     )
     require_model_sha256: bool = Field(
         default=True, description="Whether a study must name its base model's SHA-256."
@@ -38,6 +70,12 @@ class Policy(BaseModel):
     require_dp: bool = Field(default=True, description="Whether updates must be made private.")
     max_epsilon: float = Field(
         default=10.0, gt=0, description="ε that a data set may spend over its lifetime."
+    )
+    max_epsilon_per_study: float | None = Field(
+        default=None,
+        gt=0,
+        description="ε that one study may cost a data set, all its runs together; without it, "
+        "`max_epsilon`.",
     )
     max_delta: float = Field(
         default=1e-4, gt=0, lt=1, description="The largest δ that a study may have."
@@ -52,6 +90,45 @@ class Policy(BaseModel):
     studies: Literal["any"] | tuple[Digest, ...] = Field(
         default="any", description='Digests of the studies that may run, or "any".'
     )
+    quiet_hours: str | None = Field(
+        default=None,
+        pattern=rf"^{_CLOCK}-{_CLOCK}$",
+        description="Hours of the site's own clock in which no round begins to train, as "
+        '"22:00-06:00".',
+    )
+    cpu_threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="Threads that training may use; without it, PyTorch's own choice. Holds "
+        "from the daemon's next start.",
+    )
+    gpu_memory_fraction: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of the GPU's memory that training may take, where there is a GPU. "
+        "Holds from the daemon's next start.",
+    )
+
+    @model_validator(mode="after")
+    def _hours_are_hours(self) -> Self:
+        if self.quiet_hours is not None and len(set(self.quiet_hours.split("-"))) == 1:
+            raise ValueError("`quiet_hours` end when they begin")
+        return self
+
+    @property
+    def study_cap(self) -> float:
+        """ε that one study may cost a data set."""
+        return min(self.max_epsilon_per_study or self.max_epsilon, self.max_epsilon)
+
+    @property
+    def quiet(self) -> tuple[time, time] | None:
+        """When the quiet hours begin and end, on the site's own clock; they may span midnight."""
+        if self.quiet_hours is None:
+            return None
+        start, _, end = self.quiet_hours.partition("-")
+        return time.fromisoformat(start), time.fromisoformat(end)
 
 
 def load(path: Path) -> Policy:
@@ -88,57 +165,6 @@ def template() -> str:
     return _TEMPLATE.read_text(encoding="utf-8")
 
 
-def check(policy: Policy, study: Study, institution_name: str, records: int) -> None:
-    """Whether the institution allows a study with a data set of `records` records.
-
-    Raises:
-        PolicyError: it does not; the message is the first rule that the study breaks.
-        StudyError: the institution does not take part in the study.
-    """
-    study.institution(institution_name)
-    if policy.studies != "any" and study.digest not in policy.studies:
-        raise PolicyError(f"The study {study.digest[:12]} is not among those allowed here.")
-    if study.task.name not in policy.tasks:
-        raise PolicyError(f"The task {study.task.name} is not allowed here.")
-    _check_model(policy, study)
-    _check_privacy(policy, study)
-    if study.evaluation.site_metrics and not policy.allow_site_metrics:
-        raise PolicyError(
-            "The study asks for metrics on the site's own records, which are not private and "
-            "not allowed here."
-        )
-    if records < policy.minimum_records:
-        raise PolicyError(
-            f"The data set has fewer than the {policy.minimum_records} records that are asked "
-            "for here."
-        )
-
-
-def _check_model(policy: Policy, study: Study) -> None:
-    sha256 = study.model.sha256
-    if sha256 is None and (policy.require_model_sha256 or policy.models):
-        raise PolicyError("The study does not name the SHA-256 of its base model, as it must.")
-    if policy.models and sha256 not in policy.models:
-        raise PolicyError(f"The base model {study.model.base} is not among those allowed here.")
-
-
-def _check_privacy(policy: Policy, study: Study) -> None:
-    if not study.is_private:
-        if policy.require_dp:
-            raise PolicyError("The study has no differential privacy, which is required here.")
-        return
-    if study.privacy.target_delta > policy.max_delta:
-        raise PolicyError(
-            f"The study's δ = {study.privacy.target_delta:.3g} is above the "
-            f"{policy.max_delta:.3g} that is allowed here."
-        )
-    if study.privacy.target_epsilon > policy.max_epsilon:
-        raise PolicyError(
-            f"The study's ε = {study.privacy.target_epsilon:.4g} is above the "
-            f"{policy.max_epsilon:.4g} that is allowed here."
-        )
-
-
 def _problem(found: dict[str, Any]) -> str:
     key = str(found["loc"][0]) if found["loc"] else ""
     if found["type"] == "extra_forbidden":
@@ -147,4 +173,5 @@ def _problem(found: dict[str, Any]) -> str:
             f"did you mean {close[0]}?" if close else f"known are {list(Policy.model_fields)}"
         )
         return f"there is no rule {key} ({known})"
-    return f"{key}: {found['msg']}"
+    why = str(found["msg"]).removeprefix("Value error, ")
+    return f"{key}: {why}" if key else why

@@ -1,8 +1,8 @@
 """What a site does with a request: the site's word is final, and every step is in order.
 
 (1) The message is whole. (2) The study is the one that its digest names, and the site takes
-part in it. (3) A request that was answered before gets the same bytes again. (4) The site's
-own policy allows it. (5) The data set and the base model are at hand, and the adapter fits.
+part in it; a run is of one study, and its rounds go forward. (3) A request that was answered
+before gets the same bytes again. (4) The site's own policy allows it, at this hour. (5) The data set and the base model are at hand, and the adapter fits.
 (6) The ledger reserves what the round costs, durably. (7) Training. (8) The ledger settles.
 (9) The gate checks, writes down and releases.
 
@@ -13,12 +13,14 @@ any privacy.
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Literal
 
 from fedpact.client.datasets import Dataset
 from fedpact.client.gate import Gate
 from fedpact.client.ledger import AlreadyReservedError, Ledger, Reservation
-from fedpact.client.policy import Policy, check
+from fedpact.client.policy import Policy
+from fedpact.client.policy_check import check, check_hours
 from fedpact.client.validation import Split
 from fedpact.client.workbench import Workbench
 from fedpact.common import accounting, wire
@@ -29,6 +31,7 @@ from fedpact.common.errors import (
     FedpactError,
     ModelError,
     PolicyError,
+    StorageError,
     StudyError,
     TrainingError,
     WireError,
@@ -63,6 +66,7 @@ class Site:
         ledger: what its data sets have spent.
         gate: the only door out.
         workbench: the resident model.
+        now: the moment, on the site's own clock.
     """
 
     name: str
@@ -72,6 +76,7 @@ class Site:
     ledger: Ledger
     gate: Gate
     workbench: Workbench
+    now: Callable[[], datetime] = lambda: datetime.now(UTC).astimezone()
 
     def answer(self, packet: wire.Packet) -> wire.Packet:
         """Answer one request with an update or a refusal.
@@ -83,24 +88,34 @@ class Site:
             request, weights = _request(packet)
         except WireError as error:
             return self._refuse(_UNREADABLE, error)
+        head = request.model_dump(include={"run", "round", "study_digest"})
         try:
             return self._answer(request, weights)
         except tuple(_CODES) as error:
-            head = request.model_dump(include={"run", "round", "study_digest"})
             return self._refuse(head, error)
+        except StorageError:
+            raise
+        except Exception as error:
+            # Whatever a coordinator sends, the daemon goes on: one that it can end is not
+            # resident. What went wrong is in the log, with where; the refusal does not say.
+            log.exception("run %s round %d: not foreseen", request.run, request.round)
+            return self._refuse(head, TrainingError(f"Not foreseen: {type(error).__name__}."))
 
     def _answer(self, request: wire.RequestHeader, weights: Weights) -> wire.Packet:
         study = _study(request)
         if request.round > study.training.rounds:
             raise StudyError(f"The study has {study.training.rounds} rounds, no more.")
-        mechanism = plan(study, self.name)
+        study.institution(self.name)
+        self._follows(request)
         if (stored := self.gate.resend(request.run, request.round)) is not None:
             log.info("run %s round %d: sent again", request.run, request.round)
             return stored
         policy, dataset = self.policy(), self.dataset(study)
         check(policy, study, self.name, dataset.records)
-        split = self.records(study, dataset)
+        check_hours(policy, self.now())
+        mechanism = plan(study, self.name)
         trained = self.workbench.fit(study, weights)
+        split = self.records(study, dataset)
         with_metrics = study.evaluation.site_metrics and policy.allow_site_metrics
         metrics = (
             self.workbench.measure(study, weights, split.validation) if with_metrics else None
@@ -125,6 +140,19 @@ class Site:
             header, result.change, expected=trained, allow_metrics=with_metrics
         )
 
+    def _follows(self, request: wire.RequestHeader) -> None:
+        """Whether a request goes on where its run stands here."""
+        newest = self.ledger.newest(request.run)
+        if newest is None:
+            return
+        if newest.study_digest != request.study_digest:
+            raise StudyError(f"The run {request.run} is of another study.")
+        if request.round < newest.round and not self.gate.has_left(request.run, request.round):
+            raise StudyError(
+                f"The run {request.run} has come to round {newest.round} here and does not go "
+                "back."
+            )
+
     def _reserve(
         self,
         request: wire.RequestHeader,
@@ -145,6 +173,7 @@ class Site:
                 request.round,
                 mechanism,
                 cap=policy.max_epsilon,
+                study_cap=policy.study_cap,
             )
         except AlreadyReservedError as error:
             standing = error.reservation
@@ -156,11 +185,15 @@ class Site:
 
     def _refuse(self, head: Mapping[str, object], error: FedpactError) -> wire.Packet:
         code = next(code for kind, code in _CODES.items() if isinstance(error, kind))
-        log.warning(
-            "run %s round %s: refused (%s): %s", head["run"], head["round"], code, error
-        )
         refusal = wire.Refusal.model_validate(
-            {**head, "code": code, "reason": str(error)[:2000]}
+            {**head, "code": code, "reason": str(error)[: wire.MAX_REASON]}
+        )
+        log.warning(
+            "run %s round %d: refused (%s): %s",
+            refusal.run,
+            refusal.round,
+            code,
+            refusal.reason,
         )
         return self.gate.refuse(refusal, error.told)
 

@@ -9,6 +9,8 @@ import signal
 import sys
 import threading
 
+import torch
+
 from fedpact.client import policy
 from fedpact.client.datasets import Dataset, Datasets
 from fedpact.client.gate import Gate
@@ -19,6 +21,7 @@ from fedpact.client.record_cache import encode
 from fedpact.client.site import Site
 from fedpact.client.validation import Split, split
 from fedpact.client.workbench import Workbench
+from fedpact.common import model as models
 from fedpact.common import wire
 from fedpact.common.errors import DataError
 from fedpact.common.study import Study
@@ -84,16 +87,27 @@ def give_back_memory() -> None:
         trim(0)
 
 
+def take_share(rules: policy.Policy) -> None:
+    """Keep training to the share of this machine that the policy gives it."""
+    if rules.cpu_threads is not None:
+        torch.set_num_threads(rules.cpu_threads)
+    device = models.choose_device()
+    if device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(rules.gpu_memory_fraction, device)
+
+
 def up(home: ClientHome) -> None:
     """Serve until told to stop, by SIGTERM or Ctrl-C.
 
     Raises:
+        PolicyError: the policy file is not valid.
         TrustError: the site has not joined, or a key cannot be used.
         StorageError: the site's database or disk fails.
     """
     from fedpact.client import node
 
     joined = load_site(home)
+    take_share(policy.load(home.policy))
     site = build_site(home, joined.institution, Workbench())
 
     def answer(packet: wire.Packet) -> wire.Packet:

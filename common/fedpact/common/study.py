@@ -37,6 +37,22 @@ Name = Annotated[
         pattern=r"^[^\p{Cc}\p{Zl}\p{Zp}\u202a-\u202e\u2066-\u2069]+$",
     ),
 ]
+# What is not a name is shown to people too: the same, but for length and white space at its ends.
+_PLAIN = r"^[^\p{Cc}\p{Zl}\p{Zp}\u202a-\u202e\u2066-\u2069]*$"
+Word = Annotated[str, StringConstraints(max_length=500, pattern=_PLAIN)]
+# Line breaks and tabs are part of a longer text.
+Text = Annotated[
+    str,
+    StringConstraints(
+        max_length=10_000,
+        pattern=r"^(?:[\n\t]|[^\p{Cc}\p{Zl}\p{Zp}\u202a-\u202e\u2066-\u2069])*$",
+    ),
+]
+Use = Literal[
+    "research", "public-health", "safety-monitoring", "quality-improvement", "product"
+]
+# Beyond it, a site would compose privacy losses for hours.
+MAX_STEPS = 100_000
 
 
 class _Section(BaseModel):
@@ -55,12 +71,10 @@ class About(_Section):
     """`[study]`: what it is called and what it is for."""
 
     name: Name = Field(description="What the study is called.")
-    purpose: str = Field(
+    purpose: Text = Field(
         default="", description="What the model is for, in words that a data steward can judge."
     )
-    use: Literal[
-        "research", "public-health", "safety-monitoring", "quality-improvement", "product"
-    ] = Field(
+    use: Use = Field(
         default="research",
         description="The kind of use that the purpose is, which sites' policies name.",
     )
@@ -77,11 +91,13 @@ class Task(_Section):
     name: Literal["text-classification"] = Field(
         default="text-classification", description="What kind of model is fine-tuned."
     )
-    labels: tuple[str, ...] = Field(
-        min_length=2, description="Every label there is, in the order of the model's outputs."
+    labels: tuple[Word, ...] = Field(
+        min_length=2,
+        max_length=10_000,
+        description="Every label there is, in the order of the model's outputs.",
     )
-    text_column: str = Field(default="text", description="The column that holds the text.")
-    label_column: str = Field(default="label", description="The column that holds the label.")
+    text_column: Word = Field(default="text", description="The column that holds the text.")
+    label_column: Word = Field(default="label", description="The column that holds the label.")
 
     @model_validator(mode="after")
     def _distinct_labels(self) -> Self:
@@ -93,10 +109,10 @@ class Task(_Section):
 class BaseModelRef(_Section):
     """`[model]`: which pre-trained weights, exactly."""
 
-    base: str = Field(
+    base: Word = Field(
         min_length=1, description="A Hugging Face model id, or a local folder with the model."
     )
-    revision: str = Field(
+    revision: Word = Field(
         default="main", description="The commit of the model id (not used for a folder)."
     )
     sha256: Digest | None = Field(
@@ -109,15 +125,15 @@ class Adapter(_Section):
 
     r: int = Field(default=8, ge=1, le=256, description="LoRA rank.")
     lora_alpha: int = Field(
-        default=16, ge=1, description="LoRA scale: updates count alpha/r times."
+        default=16, ge=1, le=1_000_000, description="LoRA scale: updates count alpha/r times."
     )
     lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout before LoRA's A.")
-    target_modules: tuple[str, ...] = Field(
+    target_modules: tuple[Word, ...] = Field(
         default=("query", "value"),
         min_length=1,
         description="The linear layers that LoRA adapts.",
     )
-    modules_to_save: tuple[str, ...] = Field(
+    modules_to_save: tuple[Word, ...] = Field(
         default=("classifier",), description="Layers trained in full: the task's head."
     )
 
@@ -127,11 +143,15 @@ class Training(_Section):
 
     rounds: int = Field(default=10, ge=1, le=100_000, description="Rounds of the run.")
     local_steps: int = Field(
-        default=1, ge=1, description="Optimiser steps that each site takes in a round."
+        default=1,
+        ge=1,
+        le=MAX_STEPS,
+        description="Optimiser steps that each site takes in a round.",
     )
     batch_size: int = Field(
         default=256,
         ge=1,
+        le=1_000_000_000,
         description="Records in a logical batch: the expected number under Poisson sampling; at "
         "most all of an institution's records.",
     )
@@ -152,7 +172,9 @@ class Training(_Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="Arithmetic; auto takes bf16 where the device has it."
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the adapter's first values.")
+    seed: int = Field(
+        default=0, ge=0, le=2**63 - 1, description="Seed of the adapter's first values."
+    )
 
 
 class Privacy(_Section):
@@ -197,7 +219,7 @@ class Federation(_Section):
 class Evaluation(_Section):
     """`[evaluation]`: how good the adapter is, without a leak."""
 
-    data: str | None = Field(
+    data: Word | None = Field(
         default=None,
         description="A public test set, with the task's columns; a path next to the study file.",
     )
@@ -242,6 +264,7 @@ class Institution(_Section):
     sector: Sector = Field(description="academia, industry or government.")
     records: int = Field(
         ge=1,
+        le=1_000_000_000,
         description="The size of its data set, as agreed in public: it sets the sampling rate "
         "and the weight of its updates, so that no counted size need leave the site.",
     )
@@ -264,6 +287,8 @@ class Study(_Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.total_steps > MAX_STEPS:
+            raise ValueError(f"`rounds` times `local_steps` is above {MAX_STEPS:,}")
         names = [institution.name for institution in self.institutions]
         if len(set(names)) != len(names):
             raise ValueError("an institution stands in `institutions` twice")
@@ -315,8 +340,12 @@ class Study(_Section):
         """
         try:
             study = cls.model_validate_json(text)
-        except ValueError as error:
-            raise StudyError(f"The study received is not a valid one: {error}.") from error
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise StudyError(
+                f"The study received is not a valid one: {place[:200]}: {first['msg'][:500]}."
+            ) from error
         if study.canonical() != text:
             raise StudyError("The study received is not in canonical form.")
         return study

@@ -6,20 +6,30 @@ checked when it arrives, before anything is done with it: version, fields, sizes
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedpact.common.adapter import Manifest, Weights
 from fedpact.common.errors import WireError
-from fedpact.common.study import Digest
+from fedpact.common.study import MAX_STEPS, Digest
 
 PROTOCOL: Final = 1
 # The record of a transport's message that holds a packet's fields.
 RECORD = "fedpact"
 MAX_VALUES = 500_000_000
+MAX_TENSORS = 100_000
+MAX_DIMENSIONS = 8
+MAX_STUDY = 4_000_000  # characters
+MAX_REASON = 2000  # characters
 MAX_ROUND = 2**31 - 1  # what a database's integer holds
+
+
+def _one_line(text: str) -> str:
+    """Text as it may stand in a log or terminal: what would steer one becomes a space."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 class _Header(BaseModel):
@@ -31,13 +41,20 @@ class _Header(BaseModel):
     study_digest: Digest
 
 
+_TensorName = Annotated[str, Field(max_length=500)]
+# Bounded, so that a size that a peer made up is a number of ordinary length.
+_Shape = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=MAX_VALUES)], ...], Field(max_length=MAX_DIMENSIONS)
+]
+
+
 class ArrayInfo(BaseModel):
     """Names, shapes and SHA-256 of the flat array that goes with a header."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    names: tuple[str, ...]
-    shapes: tuple[tuple[Annotated[int, Field(ge=1)], ...], ...]
+    names: Annotated[tuple[_TensorName, ...], Field(max_length=MAX_TENSORS)]
+    shapes: Annotated[tuple[_Shape, ...], Field(max_length=MAX_TENSORS)]
     sha256: Digest
 
     @classmethod
@@ -70,7 +87,7 @@ class RequestHeader(_Header):
     """The header of an update request."""
 
     kind: Literal["request"] = "request"
-    study: str
+    study: Annotated[str, Field(max_length=MAX_STUDY)]
     adapter: ArrayInfo
 
 
@@ -97,7 +114,7 @@ class UpdateHeader(_Header):
     kind: Literal["update"] = "update"
     change: ArrayInfo
     epsilon: Annotated[float, Field(ge=0)] | None
-    steps: Annotated[int, Field(ge=0)]
+    steps: Annotated[int, Field(ge=0, le=MAX_STEPS)]
     metrics: SiteMetrics | None = None
 
 
@@ -106,7 +123,7 @@ class Refusal(_Header):
 
     kind: Literal["refusal"] = "refusal"
     code: Literal["study", "policy", "budget", "data", "model", "message", "training"]
-    reason: Annotated[str, Field(max_length=2000)]
+    reason: Annotated[str, Field(max_length=MAX_REASON), AfterValidator(_one_line)]
 
 
 Header = Annotated[RequestHeader | UpdateHeader | Refusal, Field(discriminator="kind")]
@@ -126,7 +143,7 @@ class Packet(BaseModel):
         """Read the two fields from what a transport brought; anything else is left empty."""
         header, array = fields.get("header"), fields.get("array")
         return cls(
-            header=header if isinstance(header, str) else "",
+            header=header if isinstance(header, str) and _is_text(header) else "",
             array=array if isinstance(array, bytes) else b"",
         )
 
@@ -159,11 +176,15 @@ def unpack(
     try:
         header = _HEADER.validate_json(packet.header)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         raise WireError(
-            f"The message's header is not valid: {place}: {first['msg']}."
+            _one_line(
+                f"The message's header is not valid: {place[:200]}: {first['msg'][:500]}."
+            )
         ) from error
+    if _says_twice(packet.header):
+        raise WireError("The message's header says something twice.")
     match header:
         case RequestHeader():
             return header, header.adapter.read(packet.array)
@@ -173,3 +194,24 @@ def unpack(
             if packet.array:
                 raise WireError("A refusal came with an array.")
             return header, None
+
+
+def _is_text(text: str) -> bool:
+    """Whether a string can be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _says_twice(header: str) -> bool:
+    """Whether an object in a header that was read has the same key twice: two may differ."""
+    repeated = False
+
+    def note(pairs: list[tuple[str, object]]) -> None:
+        nonlocal repeated
+        repeated |= len({key for key, _ in pairs}) != len(pairs)
+
+    json.loads(header, object_pairs_hook=note)
+    return repeated

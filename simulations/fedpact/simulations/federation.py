@@ -37,6 +37,8 @@ _SECTORS = tuple(Sector)
 
 # What a simulated site allows: the study alone decides. No institution's policy is like it.
 _POLICY = Policy(
+    allow_outside_recipients=True,
+    allow_model_folders=True,
     require_model_sha256=False,
     require_dp=False,
     max_epsilon=1e6,
