@@ -140,6 +140,23 @@ def test_one_record_more_changes_the_sum_by_at_most_the_clipping_norm(seed, clip
     assert (with_it - without).norm() <= clip * (1 + 1e-4)
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e38])
+def test_a_record_that_overflows_changes_the_sum_by_no_more_than_any_other(value):
+    """Its token's embedding is one that a hostile model or adapter could have made."""
+    model, whole = tiny_model(), batch_of(5)
+    ids, mask, labels = whole
+    ids[:, 1] = ids[:, 1].clamp(max=48)
+    ids[4, 1] = 49  # a word that no other record has
+    ids[:4][ids[:4] == 49] = 1
+    with torch.no_grad():
+        model.get_input_embeddings().weight[49] = value
+    batch = (ids * mask, mask, labels)
+    without = change(model, [part(batch, 0, 4)])
+    with_it = change(model, [batch])
+    assert torch.isfinite(with_it).all()
+    assert 4.0 * (with_it - without).norm() <= CLIP * (1 + 1e-3)
+
+
 @pytest.mark.parametrize("noise", [0.0, 3.0])
 def test_how_a_logical_batch_is_cut_changes_nothing(noise):
     model, batch = tiny_model(), batch_of(6)

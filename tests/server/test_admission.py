@@ -16,7 +16,7 @@ REQUEST = update_request(STUDY, ADAPTER)
 
 def expected(*, site_metrics: bool = False) -> Expected:
     trained = ADAPTER.manifest.select(trained_names(STUDY, ADAPTER.manifest.names))
-    return Expected("r1", 1, STUDY.digest, trained, site_metrics)
+    return Expected("r1", 1, STUDY.digest, trained, site_metrics, steps=1, epsilon=8.0)
 
 
 def test_an_honest_update_counts():

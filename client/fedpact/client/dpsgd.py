@@ -6,7 +6,8 @@ Rules, each of which has a test:
    Opacus records nothing, and a parameter that is replaced afterwards is trained by nobody.
    Both are refused.
 2. The optimiser holds what requires a gradient, all of it and nothing else.
-3. Each record's gradient, over all those parameters together, is clipped to `max_grad_norm`.
+3. Each record's gradient, over all those parameters together, is clipped to `max_grad_norm`;
+   what is not finite in it counts as zero.
 4. Noise is added once for each logical batch, not for each micro-batch.
 5. The noised sum is divided by the *expected* batch size, which is public, never by the
    drawn one.
@@ -146,6 +147,9 @@ class PrivateStep:
                     "A trained parameter has no gradient for each record.",
                     advice="Each needs one loss, from a forward pass after this step began.",
                 )
+            # An adapter can be made so that one record alone overflows, and clipping leaves
+            # what is not a number as it is: the whole update would then tell of that record.
+            recorded.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
         self._step(skip=True)
 
     def apply(self) -> None:

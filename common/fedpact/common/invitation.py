@@ -76,11 +76,11 @@ class Invitation:
             raise damaged
         try:
             invitation = cls(*json.loads(content))
+            if not invitation._is_plausible():
+                raise damaged
             split_address(invitation.address)
-        except (ValueError, TypeError, AddressError) as error:
+        except (ValueError, TypeError, RecursionError, AddressError) as error:
             raise damaged from error
-        if not invitation._is_plausible():
-            raise damaged
         return invitation
 
     def _is_plausible(self) -> bool:

@@ -48,6 +48,7 @@ def locate(reference: BaseModelRef) -> Path:
         ModelError: it is not at hand, has no safetensors weights, or other ones.
     """
     folder = _folder(reference)
+    named_folder = folder == Path(reference.base).expanduser()
     weights = folder / _WEIGHTS
     if not weights.is_file():
         if any(path for pattern in _PICKLES for path in folder.glob(pattern)):
@@ -60,7 +61,8 @@ def locate(reference: BaseModelRef) -> Path:
         raise ModelError(
             f"{weights} has SHA-256 {found}, the study says {reference.sha256}.",
             advice="It is another model or was altered: do not use it for this study.",
-            told="The base model here does not have the SHA-256 that the study says.",
+            # Of a folder that another party named, not even what is in it.
+            told="" if named_folder else "The base model here has not the study's SHA-256.",
         )
     return folder
 
@@ -171,6 +173,7 @@ def build(study: Study, device: torch.device) -> nn.Module:
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
     _require_whole(folder, loading["missing_keys"], study)
+    _require_length(base, study)
     base.to(device)
     if not study.training.dropout:
         for module in base.modules():
@@ -195,6 +198,20 @@ def _require_whole(folder: Path, missing: Iterable[str], study: Study) -> None:
             f"The weights in {folder} lack {len(lacking)} tensors, among them {lacking[0]}.",
             advice="Take a checkpoint of the same architecture that has them all.",
         )
+
+
+def _require_length(base: nn.Module, study: Study) -> None:
+    """A longer text would fail in the midst of training, and tell that there is one."""
+    for name, module in base.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa counts positions from after its padding token's number.
+            offset = 0 if module.padding_idx is None else module.padding_idx + 1
+            longest = module.num_embeddings - offset
+            if study.training.max_length > longest:
+                raise ModelError(
+                    f"The base model reads {longest} tokens, the study's max_length is "
+                    f"{study.training.max_length}."
+                )
 
 
 def _first_line(error: Exception) -> str:

@@ -205,6 +205,8 @@ class Conductor:
             self.study.digest,
             trained,
             self.study.evaluation.site_metrics,
+            self.study.training.local_steps,
+            self.study.privacy.target_epsilon if self.study.is_private else None,
         )
         total = aggregation.for_study(self.study, trained)
         pending, counted = set(asked), 0
