@@ -159,6 +159,7 @@ def study_page() -> str:
         "",
         "- No label and no institution stands twice.",
         "- `federation.quorum` is at most the number of institutions.",
+        "- `training.rounds` times `training.local_steps` is at most 100,000.",
         "- Under DP, `privacy.target_delta` is at most one over the declared records of every",
         "  institution: above that the promise would be empty.",
     ]
