@@ -7,7 +7,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +19,6 @@ from sqlalchemy import Engine
 from fedpact.client.datasets import Datasets
 from fedpact.client.home import MIGRATIONS, ClientHome
 from fedpact.client.ledger import AlreadyReservedError, Ledger
-from fedpact.client.tables import ReservationRow, exclusive
 from fedpact.common import accounting
 from fedpact.common.database import open_database
 from fedpact.common.errors import BudgetError, DataError, StorageError
@@ -267,21 +265,6 @@ def test_it_agrees_with_opacus(ledger):
     assert ledger.spent("notes", DELTA) == pytest.approx(
         accountant.get_epsilon(DELTA), rel=0.01
     )
-
-
-def test_a_hundred_rounds_do_not_make_it_slow(ledger, engine):
-    first = ledger.settle(reserve(ledger, "r1", 1), 1)
-    with exclusive(engine, "reservations") as session:
-        row = session.get(ReservationRow, first.id)
-        columns = [c.name for c in ReservationRow.__table__.columns if c.name != "id"]
-        values = {name: getattr(row, name) for name in columns}
-        session.add_all(ReservationRow(**{**values, "round": n}) for n in range(2, 101))
-    seconds = []
-    for number in range(101, 104):
-        start = time.perf_counter()
-        reserve(ledger, "r1", number)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.1
 
 
 # Storms, cuts and full disks
