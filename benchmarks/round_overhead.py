@@ -24,6 +24,7 @@ from _report import parser, report
 from fedpact.common import model as models
 from fedpact.common.model import file_digest
 from fedpact.common.study import BaseModelRef
+from fedpact.server.superlink import free_ports
 from fedpact.simulations.reports import NOT_SERIOUS, SERIOUS, VOICES, write_demo_data
 from stock_flower import deployment
 
@@ -85,7 +86,8 @@ def fedpact_run(folder: Path, data: Sequence[Path], rounds: int) -> tuple[float,
     began = time.monotonic()
     folder.mkdir(parents=True)
     home = f"--home={folder / 'coordinator'}"
-    _fedpact("server", "init", home, f"--port={deployment.free_port()}")
+    port, service_port = free_ports(2)
+    _fedpact("server", "init", home, f"--port={port}", f"--service-port={service_port}")
     with ExitStack() as running:
         running.enter_context(_up("server", folder / "coordinator"))
         while not json.loads(_fedpact("server", "status", home, "--format=json"))["up"]:

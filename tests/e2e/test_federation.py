@@ -27,7 +27,7 @@ from fedpact.common.evaluation import evaluate
 from fedpact.server.home import ServerHome, renew
 from fedpact.server.superlink import _descendants
 from support.federation import Federation, federation, fedpact, marked, must
-from support.processes import free_port, is_alive, wait_for
+from support.processes import free_ports, is_alive, wait_for
 from support.tiny_bert import write_data
 
 pytestmark = pytest.mark.e2e
@@ -276,7 +276,9 @@ def server(tmp_path):
     home = tmp_path / "server"
 
     def make(port: int | None = None) -> tuple[str, str]:
-        must("server", "init", "--home", str(home), "--port", str(port or free_port()))
+        free, service = free_ports(2)
+        ports = ("--port", str(port or free), "--service-port", str(service))
+        must("server", "init", "--home", str(home), *ports)
         return ("--home", str(home))
 
     return make

@@ -11,6 +11,7 @@ from pathlib import Path
 from fedpact.client.home import ClientHome
 from fedpact.client.join import JoinedSite, join, load_site
 from fedpact.common.certificates import fingerprint, load_certificate
+from fedpact.common.identity import Role
 from fedpact.common.study import Sector
 from fedpact.server import home as homes
 from fedpact.server import institutions
@@ -18,7 +19,7 @@ from fedpact.server.control import Control
 from fedpact.server.home import ServerHome
 from fedpact.server.tables import transaction
 from fedpact.server.up import READY
-from support.processes import free_port, running, wait_for
+from support.processes import free_ports, running, wait_for
 
 SERVER = "from fedpact.server.cli import server_app; server_app()"
 
@@ -35,24 +36,33 @@ class Coordinator:
     def address(self) -> str:
         return self.home.settings().address
 
-    def invite(self, name: str, *, fingerprint_: str = "", days: float = 1) -> str:
+    def invite(
+        self,
+        name: str,
+        *,
+        role: Role = Role.DATA_HOLDER,
+        fingerprint_: str = "",
+        days: float = 1,
+    ) -> str:
         engine = self.home.open_database()
         with transaction(engine) as session:
             token = institutions.invite(
                 session,
                 name,
                 Sector.ACADEMIA,
+                role=role,
                 address=self.address,
+                service=self.home.settings().service_address,
                 fingerprint=fingerprint_ or fingerprint(load_certificate(self.home.ca)),
                 valid_for=timedelta(days=days),
             )
         engine.dispose()
         return token
 
-    def joined(self, name: str, folder: Path) -> JoinedSite:
-        """A site that has joined, its folder ready."""
+    def joined(self, name: str, folder: Path, *, role: Role = Role.DATA_HOLDER) -> JoinedSite:
+        """An institution that has joined, its folder ready."""
         home = ClientHome(folder)
-        join(self.invite(name), home)
+        join(self.invite(name, role=role), home)
         return load_site(home)
 
     def control(self) -> Control:
@@ -60,8 +70,8 @@ class Coordinator:
 
 
 def make_home(folder: Path) -> ServerHome:
-    """A coordinator's folder on a free port of loopback."""
-    return homes.init(folder, "localhost", free_port())
+    """A coordinator's folder on free ports of loopback."""
+    return homes.init(folder, "localhost", *free_ports(2))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from fedpact.server.control import Control
 from fedpact.server.home import ServerHome
 from fedpact.server.runs import RunView
 from fedpact.server.up import READY
-from support.processes import free_port, is_alive, wait_for
+from support.processes import free_ports, is_alive, wait_for
 
 FEDPACT = (sys.executable, "-m", "fedpact.simulations")
 MARK = "FEDPACT_TEST_MARK"
@@ -107,7 +107,9 @@ class Federation:
 
     def begin(self) -> None:
         """Set up the coordinator, let every site join, start them all."""
-        must("server", "init", "--home", str(self.home.folder), "--port", str(free_port()))
+        port, service = map(str, free_ports(2))
+        place = ("--home", str(self.home.folder))
+        must("server", "init", *place, "--port", port, "--service-port", service)
         self.start_coordinator()
         for name, path in self._data.items():
             self._join(name, path)

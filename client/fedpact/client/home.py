@@ -2,6 +2,7 @@
 
     fedpact.db      the ledger, the data sets and what left (unless another database is named)
     node.key        the node's private key; with node.pub, the public one
+    sign.key        the private key that the institution signs with
     ca.pem          the certificate authority of the coordinator, pinned when joining
     site.toml       who we are and whom we joined
     policy.toml     what the institution allows; read here only
@@ -62,6 +63,11 @@ class ClientHome:
     def public_key(self) -> Path:
         """The node's public key."""
         return self.folder / "node.pub"
+
+    @property
+    def signing_key(self) -> Path:
+        """The private key that the institution signs with (Ed25519)."""
+        return self.folder / "sign.key"
 
     @property
     def ca(self) -> Path:

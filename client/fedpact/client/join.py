@@ -1,10 +1,11 @@
 """Joining a coordinator: one token, and from then on its CA and no other is trusted.
 
-(1) The token is whole. (2) This site has not joined anyone yet. (3) The server's certificate
+(1) The token is whole. (2) This site has not joined anyone yet. (3) The gateway's certificate
 chain is looked at, and nothing is told to it: only a CA with the token's fingerprint will
 do. (4) The certificates are valid now. (5) The site's keys are made, and kept. (6) Under TLS
-verified by that CA the secret and the public key are sent. (7) The answer names the
-institution that was invited. (8) What was agreed is written down, `site.toml` last.
+verified by that CA the control plane is sent the secret, the public keys and the proof that
+the signing key is held. (7) The answer names the institution that was invited, and its role.
+(8) What was agreed is written down, `site.toml` last.
 
 A join that broke off may be repeated with the same token: the keys are kept, and the
 coordinator answers the same key again.
@@ -14,7 +15,7 @@ import ssl
 import tomllib
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import httpx
 import tomli_w
@@ -22,13 +23,19 @@ from cryptography import x509
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedpact.client.home import ClientHome, write_private
-from fedpact.common import certificates
+from fedpact.common import certificates, identity, possession
 from fedpact.common.errors import AddressError, TrustError, UsageError, WireError
-from fedpact.common.invitation import Invitation
+from fedpact.common.identity import Role, SigningKey, VerifyKey
+from fedpact.common.invitation import Invitation, secret_sha256
+from fedpact.common.signed_calls import dial
+from fedpact.common.v1 import federation_pb2 as pb
+from fedpact.common.v1 import federation_pb2_grpc as rpc
+from fedpact.common.version import fedpact_version
 
 _TIMEOUT_SECONDS = 30.0
 _SERVER_CERTIFICATE = "The coordinator's server certificate"
-_NodeId = Annotated[str, Field(pattern=r"^[0-9]{1,20}$")]
+_NodeId = Annotated[str, Field(pattern=r"^[0-9]{0,20}$")]
+_Key = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class SiteSettings(BaseModel):
@@ -37,8 +44,12 @@ class SiteSettings(BaseModel):
     Attributes:
         institution: our name, as studies name us.
         sector: academia, industry or government.
-        coordinator: host:port that we dial.
-        node_id: our number at SuperLink, an unsigned 64-bit number.
+        role: what we do: data-holder, researcher or auditor.
+        coordinator: host:port of the gateway, which our daemon dials.
+        service: host:port of the control plane.
+        coordinator_key: the Ed25519 public key that the coordinator signs with, hexadecimal.
+        node_id: our number at SuperLink, an unsigned 64-bit number; empty for a role without
+            a site.
         ca_fingerprint: SHA-256 of the coordinator's CA certificate.
         joined_at: when.
     """
@@ -47,7 +58,10 @@ class SiteSettings(BaseModel):
 
     institution: str
     sector: str
+    role: Role
     coordinator: str
+    service: str
+    coordinator_key: _Key
     node_id: _NodeId
     ca_fingerprint: str
     joined_at: datetime
@@ -55,30 +69,31 @@ class SiteSettings(BaseModel):
 
 @dataclass(frozen=True)
 class JoinedSite:
-    """All that a site needs to dial its coordinator.
+    """All that an institution needs to dial its coordinator.
 
     Attributes:
         institution: our name, as studies name us.
         sector: academia, industry or government.
-        address: host:port of the coordinator.
+        role: what we do.
+        address: host:port of the gateway.
+        service: host:port of the control plane.
         ca: the coordinator's CA certificate, PEM.
-        keys: this site's key pair.
-        node_id: our number at SuperLink.
+        signing_key: what we sign with.
+        coordinator_key: what the coordinator signs with.
+        keys: the node's key pair; None for a role without a site.
+        node_id: our number at SuperLink; 0 for a role without a site.
     """
 
     institution: str
     sector: str
+    role: Role
     address: str
+    service: str
     ca: bytes
-    keys: tuple[certificates.PrivateKey, certificates.PublicKey]
+    signing_key: SigningKey
+    coordinator_key: VerifyKey
+    keys: tuple[certificates.PrivateKey, certificates.PublicKey] | None
     node_id: int
-
-
-class _Answer(BaseModel):
-    institution: str
-    sector: str
-    node_id: _NodeId
-    version: str
 
 
 def join(token: str, home: ClientHome) -> SiteSettings:
@@ -100,25 +115,39 @@ def join(token: str, home: ClientHome) -> SiteSettings:
         )
     authority = _find_authority(invitation)
     home.create()
-    public_key = _make_keys(home)
-    answer = _ask(invitation, certificates.certificate_pem(authority), public_key)
-    if answer.institution != invitation.institution:
-        raise TrustError(
-            f"The coordinator answered for {answer.institution}, the token is for "
-            f"{invitation.institution}.",
-            advice="Ask the coordinator for a new token.",
-        )
-    settings = SiteSettings(
-        institution=answer.institution,
-        sector=answer.sector,
-        coordinator=invitation.address,
-        node_id=answer.node_id,
-        ca_fingerprint=invitation.fingerprint,
-        joined_at=datetime.now(UTC).replace(microsecond=0),
-    )
+    keys = _make_keys(home, Role(invitation.role))
+    answer = _ask(invitation, certificates.certificate_pem(authority), keys)
+    settings = _agreed(invitation, answer)
     write_private(home.ca, certificates.certificate_pem(authority))
     write_private(home.site, tomli_w.dumps(settings.model_dump()).encode())
     return settings
+
+
+def _agreed(invitation: Invitation, answer: pb.JoinResponse) -> SiteSettings:
+    """What the answer to joining says, checked against the token."""
+    if (answer.institution, answer.role) != (invitation.institution, invitation.role):
+        raise TrustError(
+            f"The coordinator answered for {answer.institution or 'nobody'} "
+            f"({answer.role or 'no role'}), the token is for {invitation.institution} "
+            f"({invitation.role}).",
+            advice="Ask the coordinator for a new token.",
+        )
+    if bool(answer.node_id) != (answer.role == Role.DATA_HOLDER):
+        raise WireError("The answer to joining is not a coordinator's: its node_id.")
+    try:
+        return SiteSettings(
+            institution=answer.institution,
+            sector=answer.sector,
+            role=Role(answer.role),
+            coordinator=invitation.address,
+            service=invitation.service,
+            coordinator_key=answer.coordinator_key.hex(),
+            node_id=answer.node_id,
+            ca_fingerprint=invitation.fingerprint,
+            joined_at=datetime.now(UTC).replace(microsecond=0),
+        )
+    except ValidationError as error:
+        raise WireError("The answer to joining is not a coordinator's.") from error
 
 
 def load_site(home: ClientHome) -> JoinedSite:
@@ -133,14 +162,21 @@ def load_site(home: ClientHome) -> JoinedSite:
     if certificates.fingerprint(authority) != settings.ca_fingerprint:
         raise TrustError(f"{home.ca} is not the CA that this site joined.")
     certificates.check_validity(authority, "The coordinator's CA certificate")
-    key = certificates.load_private_key(home.private_key)
+    keys = None
+    if settings.role is Role.DATA_HOLDER:
+        key = certificates.load_private_key(home.private_key)
+        keys = (key, key.public_key())
     return JoinedSite(
         institution=settings.institution,
         sector=settings.sector,
+        role=settings.role,
         address=settings.coordinator,
+        service=settings.service,
         ca=certificates.certificate_pem(authority),
-        keys=(key, key.public_key()),
-        node_id=int(settings.node_id),
+        signing_key=identity.load_signing_key(home.signing_key),
+        coordinator_key=identity.verify_key(bytes.fromhex(settings.coordinator_key)),
+        keys=keys,
+        node_id=int(settings.node_id or 0),
     )
 
 
@@ -197,36 +233,40 @@ def _chain(address: str) -> list[x509.Certificate]:
         return [x509.load_pem_x509_certificate(c.public_bytes().encode()) for c in shown]
 
 
-def _make_keys(home: ClientHome) -> bytes:
-    """Make the site's keys, unless an earlier attempt did; the public one, PEM."""
-    if home.private_key.exists():
-        key = certificates.load_private_key(home.private_key)
-    else:
-        key = certificates.new_key()
-        write_private(home.private_key, certificates.private_pem(key))
+@dataclass(frozen=True)
+class _NewKeys:
+    node: bytes
+    signing: SigningKey
+
+
+def _make_keys(home: ClientHome, role: Role) -> _NewKeys:
+    """Make the keys that a role needs, unless an earlier attempt did."""
+    if not home.signing_key.exists():
+        write_private(home.signing_key, identity.private_pem(identity.new_signing_key()))
+    signing = identity.load_signing_key(home.signing_key)
+    if role is not Role.DATA_HOLDER:
+        return _NewKeys(b"", signing)
+    if not home.private_key.exists():
+        write_private(home.private_key, certificates.private_pem(certificates.new_key()))
+    key = certificates.load_private_key(home.private_key)
     public = certificates.public_pem(key.public_key())
     write_private(home.public_key, public)
-    return public
+    return _NewKeys(public, signing)
 
 
-def _ask(invitation: Invitation, ca: bytes, public_key: bytes) -> _Answer:
-    """Send secret and public key to the coordinator, and to nobody else."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(cadata=ca.decode())
-    body = {"secret": invitation.secret, "public_key": public_key.decode()}
-    with _client(context) as client, _Dialling(invitation.address):
-        response = client.post(f"https://{invitation.address}/v1/join", json=body)
-    if response.status_code == httpx.codes.FORBIDDEN:
-        raise TrustError(_detail(response), advice="Ask the coordinator for a new token.")
-    if response.is_error:
-        raise AddressError(
-            f"The coordinator at {invitation.address} did not take us in: {_detail(response)}",
-            advice="Try again in a minute.",
-        )
-    try:
-        return _Answer.model_validate_json(response.content)
-    except ValidationError as error:
-        raise WireError("The answer to joining is not a coordinator's.") from error
+def _ask(invitation: Invitation, ca: bytes, keys: _NewKeys) -> pb.JoinResponse:
+    """Send secret and public keys to the coordinator, and to nobody else."""
+    binding = secret_sha256(invitation.secret).encode()
+    request = pb.JoinRequest(
+        secret=invitation.secret,
+        node_key=keys.node,
+        signing_key=identity.public_bytes(keys.signing),
+        proof=possession.prove(keys.signing, keys.node, binding),
+        version=fedpact_version(),
+    )
+    with dial(invitation.service, ca, None) as channel:
+        stub = rpc.FederationStub(channel)  # type: ignore[no-untyped-call] # generated code
+        return cast("pb.JoinResponse", stub.Join(request))
 
 
 def _client(context: ssl.SSLContext) -> httpx.Client:
@@ -254,10 +294,3 @@ class _Dialling:
             f"The coordinator at {self._address} cannot be reached: {reason}.",
             advice="Check the address, the network and HTTPS_PROXY.",
         ) from error
-
-
-def _detail(response: httpx.Response) -> str:
-    try:
-        return str(response.json()["detail"])
-    except (ValueError, TypeError, LookupError):
-        return f"HTTP {response.status_code}."

@@ -23,7 +23,7 @@ from fedpact.client.validation import Split, split
 from fedpact.client.workbench import Workbench
 from fedpact.common import model as models
 from fedpact.common import wire
-from fedpact.common.errors import DataError
+from fedpact.common.errors import DataError, TrustError
 from fedpact.common.study import Study
 
 log = logging.getLogger(__name__)
@@ -107,6 +107,11 @@ def up(home: ClientHome) -> None:
     from fedpact.client import node
 
     joined = load_site(home)
+    if joined.keys is None:
+        raise TrustError(
+            f"{joined.institution} takes part as {joined.role}, and runs no site.",
+            advice="Only data holders do.",
+        )
     take_share(policy.load(home.policy))
     site = build_site(home, joined.institution, Workbench())
 

@@ -194,6 +194,16 @@ def check_issued_by(
         raise TrustError(f"{what} was not issued by the coordinator's CA.") from error
 
 
+def check_pair(certificate: Path, key: Path, *, advice: str = "") -> None:
+    """Check that a private key's file is that of a certificate's file.
+
+    Raises:
+        TrustError: it is not, or one of them cannot be read.
+    """
+    if load_certificate(certificate).public_key() != load_private_key(key).public_key():
+        raise TrustError(f"{key} is not the key of {certificate}.", advice=advice)
+
+
 def write_private(path: Path, content: bytes) -> None:
     """Write a file that only its owner may read: whole, or not at all.
 

@@ -1,7 +1,7 @@
 """The invitation: the one string that a coordinator gives to an institution so that it joins.
 
-It says where the coordinator is, which CA proves that it is the coordinator, who is invited,
-and a secret that works once. Whoever holds it may join in the institution's name, so it is
+It says where the coordinator is, which CA proves that it is the coordinator, who is invited
+and as what, and a secret that works once. Whoever holds it may join in the institution's name, so it is
 sent as one sends a password. The coordinator keeps only the secret's SHA-256.
 
 The token is `fedpact1-` and base64url of a JSON array, followed by four bytes of its SHA-256:
@@ -18,8 +18,10 @@ from dataclasses import astuple, dataclass
 from typing import Self
 
 from fedpact.common.errors import AddressError, TrustError
+from fedpact.common.identity import Role
 
 PREFIX = "fedpact1-"
+INVITED = frozenset(Role) - {Role.COORDINATOR}
 _CHECK_BYTES = 4
 _SECRET_BYTES = 32
 _MAX_TOKEN = 2000
@@ -33,14 +35,18 @@ class Invitation:
 
     Attributes:
         address: host:port of the coordinator's gateway.
+        service: host:port of its control plane, where one joins.
         fingerprint: SHA-256 of the coordinator's CA certificate (DER), in hexadecimal.
         institution: who is invited.
+        role: as what: data-holder, researcher or auditor.
         secret: 256 random bits, base64url.
     """
 
     address: str
+    service: str
     fingerprint: str
     institution: str
+    role: str
     secret: str
 
     def encode(self) -> str:
@@ -79,6 +85,7 @@ class Invitation:
             if not invitation._is_plausible():
                 raise damaged
             split_address(invitation.address)
+            split_address(invitation.service)
         except (ValueError, TypeError, RecursionError, AddressError) as error:
             raise damaged from error
         return invitation
@@ -89,6 +96,7 @@ class Invitation:
             and re.fullmatch(r"[0-9a-f]{64}", self.fingerprint) is not None
             and re.fullmatch(r"[A-Za-z0-9_-]{43}", self.secret) is not None
             and bool(self.institution.strip())
+            and self.role in INVITED
         )
 
 

@@ -19,6 +19,7 @@ DEFAULT_HOME = Path("~/.fedpact/server")
 
 
 Sector = Literal["academia", "industry", "government"]
+InvitedRole = Literal["data-holder", "researcher", "auditor"]
 HomeOption = Annotated[
     Path,
     typer.Option("--home", envvar="FEDPACT_SERVER_HOME", help="The coordinator's folder."),
@@ -34,7 +35,13 @@ def init(
         str,
         typer.Option(help="The name or address by which institutions reach the coordinator."),
     ] = "localhost",
-    port: Annotated[int, typer.Option(help="The port they dial.", min=1, max=65535)] = 9443,
+    port: Annotated[
+        int, typer.Option(help="The port that their daemons dial.", min=1, max=65535)
+    ] = 9443,
+    service_port: Annotated[
+        int,
+        typer.Option(help="The port of the control plane, where they join.", min=1, max=65535),
+    ] = 9444,
     listen: Annotated[
         str | None,
         typer.Option(help="The address to listen on; all, or loopback if the host is local."),
@@ -58,9 +65,11 @@ def init(
     server, here = homes.ServerHome(home), home_option(home, DEFAULT_HOME)
     if renew:
         homes.renew(server, server.settings().host)
-        typer.echo(f"A new server certificate was issued; restart `fedpact server up{here}`.")
+        typer.echo(
+            "A new server certificate was issued; a coordinator that is up takes it by itself."
+        )
         return
-    server = homes.init(home, host, port, database, listen)
+    server = homes.init(home, host, port, service_port, database, listen)
     console.print(f"The coordinator {server.settings().address} is in {server.folder}.")
     console.print(f"Its CA has the fingerprint {fingerprint(load_certificate(server.ca))}.")
     # Unwrapped, as it is copied.
@@ -111,6 +120,7 @@ def status(
     values = {
         "folder": str(server.folder),
         "address": settings.address,
+        "service": settings.service_address,
         "up": serving is not None,
         "process": serving.pid if serving else None,
         "superlink": _superlink_state(server) if serving else "down",
@@ -132,12 +142,16 @@ def invite(
     name: Annotated[str, typer.Argument(help="The institution, as studies will name it.")],
     sector: Annotated[Sector, typer.Option(help="What kind of organisation it is.")],
     home: HomeOption = DEFAULT_HOME,
+    role: Annotated[
+        InvitedRole, typer.Option(help="What it does: hold data, propose studies, or watch.")
+    ] = "data-holder",
     days: Annotated[int, typer.Option(help="How long the token can be used.", min=1)] = 7,
 ) -> None:
     """Print the token with which an institution joins; it works once."""
     from datetime import timedelta
 
     from fedpact.common.certificates import fingerprint, load_certificate
+    from fedpact.common.identity import Role
     from fedpact.common.study import Sector as StudySector
     from fedpact.server import institutions
     from fedpact.server.home import ServerHome
@@ -149,7 +163,9 @@ def invite(
             session,
             name,
             StudySector(sector),
+            role=Role(role),
             address=server.settings().address,
+            service=server.settings().service_address,
             fingerprint=fingerprint(load_certificate(server.ca)),
             valid_for=timedelta(days=days),
         )
@@ -194,6 +210,7 @@ def list_institutions(
             {
                 "name": row.name,
                 "sector": row.sector,
+                "role": row.role,
                 "state": row.state,
                 "online": row.state == "joined" and row.node_id in online,
                 "invited_at": row.invited_at.isoformat(timespec="seconds"),

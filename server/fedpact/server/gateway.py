@@ -8,7 +8,8 @@ What it lets through, and nothing else:
     be one of theirs. SuperLink then checks the signature; the gateway holds off everyone
     else before a byte of the body is read.
 (3) Only headers that Flower needs, and bodies up to a limit.
-(4) One route of its own, `POST /v1/join`, for whoever has an invitation.
+
+Joining and all else that Flower does not carry is the control plane's (`fedpact.server.service`).
 
 Everything else is 404, whatever the method. While SuperLink is away the answer is 503, which
 Flower's client takes as "again, later".
@@ -17,27 +18,23 @@ Flower's client takes as "again, later".
 import asyncio
 import base64
 import binascii
-import json
 import logging
 import ssl
-import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from fedpact.common.errors import FedpactError, TrustError
+from fedpact.common.errors import FedpactError
 
 log = logging.getLogger(__name__)
 
-JOIN_PATH = "/v1/join"
 FLEET_ROUTES = frozenset(
     {
         "activate-node",
@@ -64,24 +61,11 @@ _REQUEST_HEADERS = (
     "flwr-timestamp",
 )
 _RESPONSE_HEADERS = ("content-type", "flwr-version-incompatibility-message")
-_MAX_JOIN_BYTES = 8192
-_FAILURES_PER_MINUTE = 10
-_MAX_REMEMBERED_HOSTS = 10_000
 _BODY_SECONDS = 600.0
 _CONNECTIONS = 128
 # SuperLink drops a connection that was idle for five seconds; one that is dropped just as a
 # call goes out on it is an error, so the gateway lets go first.
 _IDLE_SECONDS = 3.0
-
-
-@dataclass(frozen=True)
-class Joined:
-    """What a site is told that has joined."""
-
-    institution: str
-    sector: str
-    node_id: str
-    version: str
 
 
 @dataclass(frozen=True)
@@ -91,14 +75,11 @@ class Doors:
     Attributes:
         superlink: host:port of SuperLink at this moment.
         admits: whether a site's public key (PEM) may come in.
-        join: lets an institution in, given secret and public key (PEM); blocks, and raises
-            `TrustError` if it may not.
         max_message: the largest body that is let through, in bytes.
     """
 
     superlink: Callable[[], str]
     admits: Callable[[bytes], Awaitable[bool]]
-    join: Callable[[str, bytes], Joined]
     max_message: int
 
 
@@ -109,16 +90,10 @@ def create_app(doors: Doors, client: httpx.AsyncClient) -> Starlette:
         doors: what it asks others.
         client: the connections to SuperLink (`superlink_client`).
     """
-    limiter = _Limiter(_FAILURES_PER_MINUTE)
-
-    async def join(request: Request) -> Response:
-        return await _join(request, doors, limiter)
-
-    routes = [Route(JOIN_PATH, join, methods=["POST"])]
-    routes.extend(
+    routes = [
         Route(f"/v1/fleet/{name}", _fleet(name, doors, client), methods=["POST"])
         for name in sorted(FLEET_ROUTES)
-    )
+    ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _answer_error})
     app.router.redirect_slashes = False
     return app
@@ -168,37 +143,6 @@ def _fleet(
     return forward
 
 
-async def _join(request: Request, doors: Doors, limiter: "_Limiter") -> Response:
-    host = request.client.host if request.client else ""
-    if not limiter.allows(host):
-        raise HTTPException(429, "Too many attempts; wait a minute.", {"retry-after": "60"})
-    try:
-        return await _let_in(request, host, doors)
-    except HTTPException as error:
-        if error.status_code != 503:  # noqa: PLR2004 - not the caller's fault
-            limiter.count(host)
-        raise
-
-
-async def _let_in(request: Request, host: str, doors: Doors) -> Response:
-    body = await _body(request, _MAX_JOIN_BYTES)
-    try:
-        content = json.loads(body)
-        secret, public_key = str(content["secret"]), str(content["public_key"]).encode()
-    except (ValueError, TypeError, LookupError) as error:
-        raise HTTPException(400, "The body is not JSON with secret and public_key.") from error
-    try:
-        joined = await run_in_threadpool(doors.join, secret, public_key)
-    except TrustError as error:
-        log.warning("%s may not join: %s", host, error)
-        raise HTTPException(403, str(error)) from error
-    except FedpactError as error:
-        log.error("%s could not join: %s", host, error)  # noqa: TRY400 - no traceback
-        raise _unavailable() from error
-    log.info("%s joined from %s as node %s", joined.institution, host, joined.node_id)
-    return JSONResponse(vars(joined))
-
-
 def _unavailable() -> HTTPException:
     return HTTPException(503, "The coordinator is not ready; try again.", {"retry-after": "1"})
 
@@ -241,25 +185,3 @@ async def _answer_error(_request: Request, error: Exception) -> Response:
     if error.status_code != 503:  # noqa: PLR2004 - there the whole body has been read
         headers["connection"] = "close"
     return JSONResponse({"detail": error.detail}, error.status_code, headers)
-
-
-@dataclass
-class _Limiter:
-    """At most so many failures a minute from one host; whole institutions may be behind it."""
-
-    per_minute: int
-    _failures: dict[str, list[float]] = field(default_factory=dict)
-
-    def allows(self, host: str) -> bool:
-        """Whether a call may be served."""
-        return len(self._recent(host)) < self.per_minute
-
-    def count(self, host: str) -> None:
-        """Count a failure."""
-        if len(self._failures) >= _MAX_REMEMBERED_HOSTS:
-            self._failures.pop(next(iter(self._failures)))
-        self._failures[host] = [*self._recent(host), time.monotonic()]
-
-    def _recent(self, host: str) -> list[float]:
-        a_minute_ago = time.monotonic() - 60
-        return [moment for moment in self._failures.get(host, []) if moment > a_minute_ago]

@@ -1,9 +1,10 @@
 """The coordinator's folder: what lies where, and the settings in `server.toml`.
 
-server.toml      public host and port, where to listen, database
+server.toml      public host and ports, where to listen, database
 fedpact.db       the coordinator's database, unless `database` names another
 superlink.db     Flower's own state
 artifacts/       adapters
+sign.key         the coordinator's own signing key
 certificates/    ca.pem, ca.key, server.pem (server and CA certificate), server.key
 flwr/            FLWR_HOME of SuperLink and of the runs it starts
 log/             superlink.log
@@ -18,11 +19,13 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from fedpact.common.errors import StorageError, TrustError, UsageError
-from fedpact.server.settings import DEFAULT_PORT, Settings, parse_settings
+from fedpact.common.errors import StorageError, UsageError
+from fedpact.server.settings import DEFAULT_PORT, DEFAULT_SERVICE_PORT, Settings, parse_settings
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
+
+    from fedpact.common.identity import SigningKey
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -36,6 +39,7 @@ class Serving(BaseModel):
 
     pid: int
     address: str
+    service: str
     superlink: str
     superlink_pid: int
 
@@ -88,6 +92,11 @@ class ServerHome:
     def server_key(self) -> Path:
         """The server's private key."""
         return self.certificates / "server.key"
+
+    @property
+    def signing_key(self) -> Path:
+        """The key that the coordinator signs with (Ed25519)."""
+        return self.folder / "sign.key"
 
     @property
     def flower(self) -> Path:
@@ -180,17 +189,14 @@ class ServerHome:
         certificates.check_validity(authority, "The coordinator's CA certificate")
         certificates.check_validity(server, "The server's certificate", advice=advice)
         certificates.check_issued_by(server, authority, "The server's certificate")
-        key = certificates.load_private_key(self.server_key)
-        if server.public_key() != key.public_key():
-            raise TrustError(
-                f"{self.server_key} is not the key of {self.server_certificate}.", advice=advice
-            )
+        certificates.check_pair(self.server_certificate, self.server_key, advice=advice)
 
 
 def init(
     folder: Path,
     host: str,
     port: int = DEFAULT_PORT,
+    service_port: int = DEFAULT_SERVICE_PORT,
     database: str | None = None,
     listen: str | None = None,
 ) -> ServerHome:
@@ -199,7 +205,8 @@ def init(
     Args:
         folder: where; it may exist, but must hold no coordinator.
         host: the name or address by which institutions reach it.
-        port: the port they dial.
+        port: the port that their daemons dial.
+        service_port: the port of the control plane.
         database: an SQLAlchemy URL; SQLite in the folder if not given.
         listen: the address to listen on; every one of this machine's if not given, or
             loopback alone if `host` is loopback.
@@ -220,7 +227,12 @@ def init(
         )
     if listen is None and host in _LOOPBACK:
         listen = "127.0.0.1" if host == "localhost" else host
-    values = {"host": host, "port": port, "database": database, "listen": listen}
+    values: dict[str, str | int | None] = {
+        "host": host,
+        "port": port,
+        "service_port": service_port,
+    }
+    values |= {"database": database, "listen": listen}
     given = {key: value for key, value in values.items() if value is not None}
     settings = parse_settings(given, "The settings")
     make_folders(home)
@@ -228,6 +240,7 @@ def init(
     certificates.write_private(home.ca_key, certificates.private_pem(key))
     certificates.write_private(home.ca, certificates.certificate_pem(authority))
     renew(home, settings.host)
+    load_signing_key(home)
     # Last, so that a folder with a server.toml is a whole one. It may hold a password.
     certificates.write_private(home.settings_file, tomli_w.dumps(given).encode())
     return home
@@ -251,6 +264,21 @@ def renew(home: ServerHome, host: str, *, days: int | None = None) -> None:
     chain = certificates.certificate_pem(server) + certificates.certificate_pem(authority)
     certificates.write_private(home.server_key, certificates.private_pem(key))
     certificates.write_private(home.server_certificate, chain)
+
+
+def load_signing_key(home: ServerHome) -> "SigningKey":
+    """The coordinator's signing key; a folder that has none yet gets one.
+
+    Raises:
+        TrustError: it cannot be read.
+        StorageError: it cannot be written.
+    """
+    from fedpact.common import certificates, identity
+
+    if not home.signing_key.exists():
+        key = identity.new_signing_key()
+        certificates.write_private(home.signing_key, identity.private_pem(key))
+    return identity.load_signing_key(home.signing_key)
 
 
 def make_folders(home: ServerHome) -> None:

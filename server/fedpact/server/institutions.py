@@ -1,25 +1,44 @@
 """Institutions: who was invited, who joined with which key, who was shown the door.
 
-An invitation is used once: it binds the first public key that comes with its secret. The
-same key with the same secret gets the same answer again, so that a site whose connection
-broke while it joined can repeat itself; any other key is refused.
+An invitation is used once: it binds the first keys that come with its secret. The same keys
+with the same secret get the same answer again, so that a site whose connection broke while it
+joined can repeat itself; any others are refused.
+
+A data holder has two keys: its node's, with which its daemon comes through the gateway, and
+the one that it signs with. Researchers and auditors have no node.
 
 Functions that change something leave the commit to the caller, where it is a visible line.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import ColumnElement, Engine, and_, select, update
 from sqlalchemy.orm import Session
 
-from fedpact.common.errors import TrustError, UsageError
+from fedpact.common.errors import TrustError, UsageError, WireError
+from fedpact.common.identity import Role
 from fedpact.common.invitation import Invitation, new_secret, secret_sha256
 from fedpact.common.study import Sector
+from fedpact.server.roles import COORDINATOR
 from fedpact.server.tables import Institution
 
 Register = Callable[[bytes], int]
 _MAX_NAME = 120
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What an institution is known by.
+
+    Attributes:
+        node: its node's public key, PEM; empty for a role without a site.
+        signing: its Ed25519 public key, 32 bytes.
+    """
+
+    node: bytes
+    signing: bytes
 
 
 def invite(
@@ -27,7 +46,9 @@ def invite(
     name: str,
     sector: Sector,
     *,
+    role: Role = Role.DATA_HOLDER,
     address: str,
+    service: str,
     fingerprint: str,
     valid_for: timedelta,
 ) -> str:
@@ -37,7 +58,9 @@ def invite(
         session: the caller commits.
         name: the institution, as studies will name it.
         sector: academia, industry or government.
+        role: what it does in the federation.
         address: host:port of the gateway.
+        service: host:port of the control plane.
         fingerprint: of the coordinator's CA.
         valid_for: how long the token can be used.
 
@@ -45,11 +68,14 @@ def invite(
         the token, which is nowhere kept.
 
     Raises:
-        UsageError: the name is empty or too long, or the institution has joined already.
+        UsageError: the name is empty, too long or the coordinator's, or the institution has
+            joined already.
     """
     name = name.strip()
     if not name or len(name) > _MAX_NAME or not name.isprintable():
         raise UsageError(f"An institution's name has 1 to {_MAX_NAME} printable characters.")
+    if name.casefold() == COORDINATOR:
+        raise UsageError(f"{name} is what the coordinator itself goes by.")
     row = session.scalar(select(Institution).where(Institution.name == name))
     if row is None:
         row = Institution(name=name)
@@ -61,26 +87,29 @@ def invite(
         )
     secret = new_secret()
     now = datetime.now(UTC)
-    row.sector = sector
+    row.sector, row.role = sector, role
     row.secret_sha256 = secret_sha256(secret)
     row.invited_at, row.expires_at = now, now + valid_for
-    row.joined_at = row.revoked_at = row.public_key = row.node_id = None
+    row.joined_at = row.revoked_at = row.node_id = None
+    row.public_key = row.signing_key = None
     session.flush()
-    return Invitation(address, fingerprint, name, secret).encode()
+    return Invitation(address, service, fingerprint, name, role, secret).encode()
 
 
-def accept(session: Session, secret: str, public_key: bytes, register: Register) -> Institution:
+def accept(session: Session, secret: str, keys: Keys, register: Register) -> Institution:
     """Let an institution in that has an invitation.
 
     Args:
         session: the caller commits.
         secret: what the invitation says.
-        public_key: the site's, PEM.
-        register: makes the key known to SuperLink and gives its node id; may be called again
+        keys: the institution's.
+        register: makes a node's key known to SuperLink and gives its node id; may be called again
             with the same key.
 
     Raises:
-        TrustError: the invitation is unknown, expired, revoked, or used with another key.
+        TrustError: the invitation is unknown, expired, revoked, or used with other keys; or
+            the signing key is another institution's.
+        WireError: a node's key is missing, or there for a role without a site.
         AddressError: SuperLink is away (from `register`); the invitation stays unused.
     """
     row = session.scalar(
@@ -89,27 +118,41 @@ def accept(session: Session, secret: str, public_key: bytes, register: Register)
     if row is None or row.state == "revoked":
         raise TrustError("This invitation is not valid, or was replaced by a newer one.")
     if row.state == "joined":
-        if row.public_key != public_key:
+        if Keys(row.public_key or b"", row.signing_key or b"") != keys:
             raise TrustError("This invitation has been used already.")
         return row
     now = datetime.now(UTC)
     if now > row.expires_at:
         raise TrustError(f"This invitation expired on {row.expires_at:%Y-%m-%d %H:%M} UTC.")
+    _check_keys(session, row, keys)
     # Two that come at once: the second finds the row taken, because this statement waits for
     # the first one's commit.
     taken = session.execute(
         update(Institution)
         .where(Institution.id == row.id, Institution.joined_at.is_(None))
-        .values(joined_at=now, public_key=public_key)
+        .values(joined_at=now, public_key=keys.node or None, signing_key=keys.signing)
         .execution_options(synchronize_session=False)
         .returning(Institution.id)
     ).all()
     if not taken:
         raise TrustError("This invitation has been used already.")
     session.refresh(row)
-    row.node_id = str(register(public_key))
+    if keys.node:
+        row.node_id = str(register(keys.node))
     session.flush()
     return row
+
+
+def _check_keys(session: Session, row: Institution, keys: Keys) -> None:
+    if bool(keys.node) != (row.role == Role.DATA_HOLDER):
+        raise WireError(
+            f"A {row.role} has {'no node key' if keys.node else 'a node key, and it is missing'}."
+        )
+    taken = select(Institution.id).where(
+        Institution.signing_key == keys.signing, Institution.id != row.id
+    )
+    if session.scalar(taken) is not None:
+        raise TrustError("This signing key is another institution's.")
 
 
 def list_institutions(session: Session) -> list[Institution]:

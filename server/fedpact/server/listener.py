@@ -1,4 +1,4 @@
-"""The public port: taken early, served under TLS by uvicorn."""
+"""The gateway's port: taken early, served under TLS by uvicorn."""
 
 import os
 import socket
@@ -20,7 +20,7 @@ _GOODBYE_SECONDS = 3
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Take the public port.
+    """Take a public port.
 
     Raises:
         AddressError: it is in use, may not be taken, or `host` is not this machine's.
@@ -36,7 +36,7 @@ def bind(host: str, port: int) -> socket.socket:
         reason = error.strerror if is_name else os.strerror(error.errno or 0)
         raise AddressError(
             f"The coordinator cannot listen on {join_address(host, port)}: {reason}.",
-            advice="Stop what uses the port, or change `port` or `listen` in server.toml.",
+            advice="Stop what uses the port, or change it or `listen` in server.toml.",
         ) from error
     # Connections inherit it. asyncio sets it only on sockets that it makes itself, and without
     # it an answer's body waits 40 ms for the acknowledgement of its headers.

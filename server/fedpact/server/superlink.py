@@ -19,7 +19,7 @@ import ssl
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -94,7 +94,7 @@ class SuperLink:
             AddressError: it ended, or did not answer in time; the message has the last line
                 of its log.
         """
-        self._port = free_port()
+        (self._port,) = free_ports(1)
         log_start = _prepare_log(self.log_file)
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - a fork, from the main thread
@@ -255,11 +255,13 @@ def _environment(home: ServerHome) -> dict[str, str]:
     }
 
 
-def free_port() -> int:
-    """A port of loopback that nobody uses at this moment."""
-    with socket.socket() as probe:
-        probe.bind((_LOOPBACK, 0))
-        return int(probe.getsockname()[1])
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody uses at this moment, each another one."""
+    with ExitStack() as open_:
+        probes = [open_.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((_LOOPBACK, 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def _prepare_log(path: Path) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from sqlalchemy import DateTime, Dialect, Engine, LargeBinary, String
+from sqlalchemy import DateTime, Dialect, Engine, Index, LargeBinary, String
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.types import TypeDecorator
@@ -44,19 +44,24 @@ class Institution(Base):
     """An institution that was invited, and what became of the invitation.
 
     It is *invited* until `joined_at` is set, *joined* from then on, *revoked* once
-    `revoked_at` is set. `secret_sha256` is of the newest invitation.
+    `revoked_at` is set. `secret_sha256` is of the newest invitation. `public_key` is its
+    node's (PEM), `signing_key` the one that it signs with (Ed25519, 32 bytes); a role without
+    a site has no node.
     """
 
     __tablename__ = "institutions"
+    __table_args__ = (Index("institutions_signing_key", "signing_key", unique=True),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(String(120), unique=True)
     sector: Mapped[str] = mapped_column(String(16))
+    role: Mapped[str] = mapped_column(String(16), server_default="data-holder")
     secret_sha256: Mapped[str] = mapped_column(String(64), unique=True)
     invited_at: Mapped[datetime] = mapped_column(Moment)
     expires_at: Mapped[datetime] = mapped_column(Moment)
     joined_at: Mapped[datetime | None] = mapped_column(Moment)
     public_key: Mapped[bytes | None] = mapped_column(LargeBinary)
+    signing_key: Mapped[bytes | None] = mapped_column(LargeBinary)
     node_id: Mapped[str | None] = mapped_column(String(20), unique=True)
     revoked_at: Mapped[datetime | None] = mapped_column(Moment)
 

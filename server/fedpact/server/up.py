@@ -1,10 +1,10 @@
 """`fedpact server up`: wires the coordinator together, runs it, and takes it down in order.
 
 (1) One process a folder. (2) The public port, before anything that takes time.
-(3) Certificates. (4) The database. (5) SuperLink. (6) Sites that SuperLink does not know.
-(7) What became of the runs. (8) The gateway. From then on SuperLink is started again
-whenever it ends, with (6) and (7) after it. On SIGTERM or SIGINT the gateway closes first,
-then the runs, then SuperLink.
+(3) Certificates. (4) The database. (5) The control plane's port. (6) SuperLink. (7) Sites that
+SuperLink does not know. (8) What became of the runs. (9) The gateway and the control plane.
+From then on SuperLink is started again whenever it ends, with (7) and (8) after it. On SIGTERM
+or SIGINT the gateway and the control plane close first, then the runs, then SuperLink.
 """
 
 import asyncio
@@ -18,17 +18,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 from sqlalchemy import Engine
 
-from fedpact.common.certificates import parse_public_key, write_private
+from fedpact.common.certificates import write_private
 from fedpact.common.errors import FedpactError, UsageError
 from fedpact.server import institutions
+from fedpact.server.callers import Callers
 from fedpact.server.control import Control
-from fedpact.server.gateway import Doors, Joined, create_app, superlink_client
-from fedpact.server.home import ServerHome, Serving, make_folders
+from fedpact.server.doorkeeper import Doorkeeper
+from fedpact.server.gateway import Doors, create_app, superlink_client
+from fedpact.server.home import ServerHome, Serving, load_signing_key, make_folders
 from fedpact.server.listener import GatewayServer, bind
+from fedpact.server.service import Federation, Plane, Service
 from fedpact.server.settings import Settings
 from fedpact.server.superlink import SuperLink
 from fedpact.server.tables import transaction
@@ -70,9 +72,36 @@ def up(
         home.check_certificates()
         make_folders(home)
         engine = home.open_database()
-        coordinator = _Coordinator(home, settings, engine, SuperLink(home), after_start)
+        superlink, keys = SuperLink(home), _Keys(engine)
+        service = _service(home, settings, engine, superlink, keys)
+        coordinator = _Coordinator(
+            home, settings, engine, superlink, keys, service, after_start
+        )
         asyncio.run(coordinator.run(listener, notice))
         engine.dispose()
+
+
+def _service(
+    home: ServerHome, settings: Settings, engine: Engine, superlink: SuperLink, keys: "_Keys"
+) -> Service:
+    """The control plane, its port taken, not yet serving."""
+    signing_key = load_signing_key(home)
+    callers = Callers(engine, signing_key)
+
+    def keys_changed() -> None:
+        callers.forget()
+        keys.forget()
+
+    plane = Plane(
+        engine, signing_key, lambda: Control(superlink.address, home.ca), keys_changed
+    )
+    return Service(
+        Federation(plane),
+        Doorkeeper(callers),
+        (settings.listen, settings.service_port),
+        home.server_certificate,
+        home.server_key,
+    )
 
 
 @contextmanager
@@ -103,6 +132,8 @@ class _Coordinator:
     settings: Settings
     engine: Engine
     superlink: SuperLink
+    keys: "_Keys"
+    service: Service
     after_start: AfterStart
 
     async def run(self, listener: socket.socket, notice: Callable[[str], None]) -> None:
@@ -120,6 +151,7 @@ class _Coordinator:
             await self._serve(listener, notice, stopping)
         finally:
             self.home.serving_file.unlink(missing_ok=True)
+            await asyncio.to_thread(self.service.stop)
             await self.superlink.stop()
             log.info("stopped")
 
@@ -129,18 +161,10 @@ class _Coordinator:
         notice: Callable[[str], None],
         stopping: "asyncio.Task[bool]",
     ) -> None:
-        """Open the gateway, and keep SuperLink up behind it."""
-        keys = _Keys(self.engine)
-
-        def join(secret: str, public_key: bytes) -> Joined:
-            joined = self._join(secret, public_key)
-            keys.forget()
-            return joined
-
+        """Open gateway and control plane, and keep SuperLink up behind them."""
         doors = Doors(
             superlink=lambda: self.superlink.address,
-            admits=keys.admits,
-            join=join,
+            admits=self.keys.admits,
             max_message=self.settings.max_message,
         )
         async with superlink_client(self.home.ca) as client:
@@ -149,13 +173,17 @@ class _Coordinator:
             )
             serving = asyncio.create_task(gateway.serve(sockets=[listener]))
             watching = asyncio.create_task(self._keep_up())
-            notice(f"{READY} {self.settings.address}")
+            self.service.start()
+            notice(
+                f"{READY} {self.settings.address}, "
+                f"its control plane on {self.settings.service_address}"
+            )
             await asyncio.wait(
                 {serving, watching, stopping}, return_when=asyncio.FIRST_COMPLETED
             )
             log.info("stopping")
             gateway.should_exit = True
-            await serving
+            await asyncio.gather(serving, asyncio.to_thread(self.service.stop))
             watching.cancel()
             if watching.done() and not watching.cancelled():
                 watching.result()
@@ -172,6 +200,7 @@ class _Coordinator:
         serving = Serving(
             pid=os.getpid(),
             address=self.settings.address,
+            service=self.settings.service_address,
             superlink=self.superlink.address,
             superlink_pid=self.superlink.pid,
         )
@@ -203,15 +232,6 @@ class _Coordinator:
                 log.error("%s", error)  # noqa: TRY400 - no traceback for what we raise
             else:
                 log.info("SuperLink is up again")
-
-    def _join(self, secret: str, public_key: bytes) -> Joined:
-        parse_public_key(public_key)
-        with (
-            Control(self.superlink.address, self.home.ca) as control,
-            transaction(self.engine) as session,
-        ):
-            row = institutions.accept(session, secret, public_key, control.register_node)
-            return Joined(row.name, row.sector, str(row.node_id), _version())
 
 
 class _Keys:
@@ -247,10 +267,3 @@ class _Keys:
     def _read(self) -> frozenset[bytes]:
         with transaction(self._engine) as session:
             return institutions.joined_keys(session)
-
-
-def _version() -> str:
-    try:
-        return version("fedpact")
-    except PackageNotFoundError:  # run from a source tree
-        return "0"

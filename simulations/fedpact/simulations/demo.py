@@ -35,7 +35,7 @@ from fedpact.server import institutions, runs
 from fedpact.server.home import ServerHome
 from fedpact.server.results import RunResult, overview
 from fedpact.server.starting import start_run
-from fedpact.server.superlink import free_port
+from fedpact.server.superlink import free_ports
 from fedpact.server.tables import transaction
 from fedpact.server.watch import watch
 from fedpact.simulations.reports import VOICES, write_demo_data
@@ -104,7 +104,8 @@ def _run(
     console: Console,
     running: ExitStack,
 ) -> runs.RunView:
-    server = homes.init(folder / "coordinator", "localhost", free_port())
+    port, service_port = free_ports(2)
+    server = homes.init(folder / "coordinator", "localhost", port, service_port)
     threads = max(1, (os.cpu_count() or 1) // len(members))
     with console.status("Starting the coordinator"):
         process = running.enter_context(
@@ -131,6 +132,7 @@ def _join(server: ServerHome, member: Member, home: ClientHome) -> None:
             member.name,
             member.sector,
             address=server.settings().address,
+            service=server.settings().service_address,
             fingerprint=fingerprint(load_certificate(server.ca)),
             valid_for=timedelta(hours=1),
         )
