@@ -1,7 +1,6 @@
 """The joining side against servers that are not what they should be (in threads, real TLS)."""
 
 import asyncio
-import json
 import logging
 import re
 import select
@@ -9,38 +8,54 @@ import socket
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
+import grpc
 import pytest
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
 from typer.testing import CliRunner
 
 from fedpact.client.cli import client_app
 from fedpact.client.home import ClientHome
 from fedpact.client.join import join, load_site
-from fedpact.common import certificates
-from fedpact.common.errors import AddressError, TrustError, UsageError, WireError
-from fedpact.common.invitation import Invitation, new_secret, split_address
+from fedpact.common import certificates, possession
+from fedpact.common.errors import (
+    AddressError,
+    FedpactError,
+    TrustError,
+    UsageError,
+    WireError,
+)
+from fedpact.common.identity import Role, new_signing_key, public_bytes
+from fedpact.common.invitation import Invitation, new_secret, secret_sha256, split_address
+from fedpact.common.statuses import refusal_of
+from fedpact.common.v1 import federation_pb2 as pb
+from fedpact.common.v1 import federation_pb2_grpc as rpc
 from fedpact.server.listener import GatewayServer, bind
 
-ANSWER = {"institution": "A", "sector": "academia", "node_id": "7", "version": "1"}
+ANSWER = {
+    "institution": "A",
+    "sector": "academia",
+    "role": "data-holder",
+    "node_id": "7",
+    "coordinator_key": public_bytes(new_signing_key()),
+    "version": "1",
+}
 
 
-class Impostor:
-    """A server with a CA of its own that answers `/v1/join` as it is told, and listens."""
+class Impostor(rpc.FederationServicer):
+    """A gateway and a control plane with a CA of their own; Join answers as it is told."""
 
     def __init__(self, folder: Path, **certificate: int) -> None:
         self.authority = certificates.make_authority("somebody")
         self.issue(folder, self.authority, **certificate)
-        self.answer: Callable[[], Response] = lambda: JSONResponse(ANSWER)
-        self.heard: list[dict[str, str]] = []
-        self.folder = folder
-        self.address = ""
+        self.answer: Callable[[], pb.JoinResponse] = lambda: pb.JoinResponse(**ANSWER)
+        self.heard: list[pb.JoinRequest] = []
+        self.files = (folder / "server.pem", folder / "server.key")
+        self.address = self.service = ""
 
     def issue(self, folder: Path, authority, **certificate: int) -> None:
         server, key = certificates.make_server_certificate(
@@ -52,29 +67,47 @@ class Impostor:
         )
         (folder / "server.key").write_bytes(certificates.private_pem(key))
 
-    async def _join(self, request: Request) -> Response:
-        self.heard.append(json.loads(await request.body()))
-        return self.answer()
+    def Join(self, request, context):
+        self.heard.append(request)
+        try:
+            return self.answer()
+        except FedpactError as error:
+            refusal = refusal_of(error)
+            context.set_trailing_metadata(refusal.trailing())
+            context.abort(refusal.code, refusal.message)
 
     @contextmanager
     def serving(self) -> Iterator["Impostor"]:
-        app = Starlette(routes=[Route("/v1/join", self._join, methods=["POST"])])
+        chain, key = self.files
+        plane = grpc.server(ThreadPoolExecutor(2))
+        rpc.add_FederationServicer_to_server(self, plane)
+        credentials = grpc.ssl_server_credentials([(key.read_bytes(), chain.read_bytes())])
+        self.service = f"localhost:{plane.add_secure_port('127.0.0.1:0', credentials)}"
+        plane.start()
         with bind("127.0.0.1", 0) as listener:
             self.address = f"localhost:{listener.getsockname()[1]}"
-            server = GatewayServer(app, self.folder / "server.pem", self.folder / "server.key")
+            gateway = GatewayServer(Starlette(), chain, key)
             thread = threading.Thread(
-                target=lambda: asyncio.run(server.serve(sockets=[listener]))
+                target=lambda: asyncio.run(gateway.serve(sockets=[listener]))
             )
             thread.start()
             try:
                 yield self
             finally:
-                server.should_exit = True
+                gateway.should_exit = True
                 thread.join()
+                plane.stop(0).wait()
 
-    def token(self, *, fingerprint: str = "") -> str:
+    def token(self, *, fingerprint: str = "", role: str = "data-holder") -> str:
         print_ = fingerprint or certificates.fingerprint(self.authority[0])
-        return Invitation(self.address, print_, "A", new_secret()).encode()
+        return Invitation(self.address, self.service, print_, "A", role, new_secret()).encode()
+
+
+def _raising(error: FedpactError) -> Callable[[], pb.JoinResponse]:
+    def answer() -> pb.JoinResponse:
+        raise error
+
+    return answer
 
 
 @pytest.fixture
@@ -95,12 +128,14 @@ def test_joining_leaves_what_the_site_needs(server, home):
     assert (site.institution, site.sector, site.node_id) == ("A", "academia", 7)
     assert site.address == settings.coordinator == server.address
     assert site.ca == certificates.certificate_pem(server.authority[0])
-    assert server.heard == [
-        {
-            "secret": Invitation.decode(token).secret,
-            "public_key": certificates.public_pem(site.keys[1]).decode(),
-        }
-    ]
+    assert (site.role, site.service) == (Role.DATA_HOLDER, server.service)
+    assert public_bytes(site.coordinator_key) == ANSWER["coordinator_key"]
+    (heard,) = server.heard
+    assert heard.secret == Invitation.decode(token).secret
+    assert heard.node_key == certificates.public_pem(site.keys[1])
+    assert heard.signing_key == public_bytes(site.signing_key)
+    binding = secret_sha256(heard.secret).encode()
+    possession.check(heard.signing_key, heard.node_key, binding, heard.proof)
 
 
 def test_the_next_steps_that_joining_prints_work_as_pasted(server, home):
@@ -125,10 +160,24 @@ def test_the_log_of_a_site_says_nothing_of_migrations(server, home, caplog, monk
     assert {record.name for record in caplog.records} == {"fedpact.client.up"}
 
 
-def test_the_private_key_is_never_sent(server, home):
+@pytest.mark.parametrize("role", ["researcher", "auditor"])
+def test_who_holds_no_data_joins_with_a_signing_key_alone(server, home, role):
+    server.answer = lambda: pb.JoinResponse(**ANSWER | {"role": role, "node_id": ""})
+    join(server.token(role=role), home)
+    site = load_site(home)
+    assert (site.role, site.keys, site.node_id) == (role, None, 0)
+    assert server.heard[0].node_key == b""
+    assert not home.private_key.exists()
+
+
+def test_private_keys_are_never_sent(server, home):
     join(server.token(), home)
-    secret_part = home.private_key.read_text().splitlines()[1]
-    assert secret_part not in json.dumps(server.heard)
+    site, sent = load_site(home), server.heard[0].SerializeToString()
+    number = site.keys[0].private_numbers().private_value.to_bytes(48, "big")
+    for private in (number, site.signing_key.private_bytes_raw()):
+        assert private not in sent
+    for path in (home.private_key, home.signing_key):
+        assert path.read_text().splitlines()[1].encode() not in sent
 
 
 def test_another_ca_hears_nothing(server, home):
@@ -162,49 +211,58 @@ def test_a_site_joins_once(server, home):
 
 
 def test_a_refusal_is_passed_on_with_its_reason(server, home):
-    server.answer = lambda: JSONResponse({"detail": "This invitation expired."}, 403)
+    server.answer = _raising(TrustError("This invitation expired."))
     with pytest.raises(TrustError, match=r"^This invitation expired\."):
         join(server.token(), home)
     assert not home.site.exists()
 
 
 def test_a_coordinator_that_is_not_ready_says_later(server, home):
-    server.answer = lambda: PlainTextResponse("", 503)
-    with pytest.raises(AddressError, match="did not take us in: HTTP 503"):
+    server.answer = _raising(AddressError("SuperLink is away."))
+    with pytest.raises(AddressError, match="not ready"):
         join(server.token(), home)
 
 
 @pytest.mark.parametrize(
-    "answer",
-    [{}, [], "text", {**ANSWER, "node_id": "x"}, {**ANSWER, "node_id": 7}],
+    "change",
+    [
+        {"node_id": "x"},
+        {"node_id": ""},
+        {"node_id": "1" * 21},
+        {"coordinator_key": b""},
+        {"coordinator_key": bytes(31)},
+    ],
 )
-def test_an_answer_that_is_not_a_coordinators_is_refused(server, home, answer):
-    server.answer = lambda: JSONResponse(answer)
+def test_an_answer_that_is_not_a_coordinators_is_refused(server, home, change):
+    server.answer = lambda: pb.JoinResponse(**ANSWER | change)
     with pytest.raises(WireError):
         join(server.token(), home)
     assert not home.site.exists()
 
 
-def test_an_answer_for_somebody_else_is_refused(server, home):
-    server.answer = lambda: JSONResponse({**ANSWER, "institution": "B"})
-    with pytest.raises(TrustError, match="answered for B"):
+@pytest.mark.parametrize(
+    "change", [{"institution": "B"}, {"institution": ""}, {"role": "auditor"}, {"role": ""}]
+)
+def test_an_answer_for_somebody_else_is_refused(server, home, change):
+    server.answer = lambda: pb.JoinResponse(**ANSWER | change)
+    with pytest.raises(TrustError, match="answered for"):
         join(server.token(), home)
     assert not home.site.exists()
 
 
 def test_a_second_attempt_uses_the_same_keys(server, home):
-    server.answer = lambda: PlainTextResponse("", 503)
+    server.answer = _raising(AddressError("SuperLink is away."))
     with pytest.raises(AddressError):
         join(server.token(), home)
-    server.answer = lambda: JSONResponse(ANSWER)
+    server.answer = lambda: pb.JoinResponse(**ANSWER)
     join(server.token(), home)
-    assert len({heard["public_key"] for heard in server.heard}) == 1
+    assert len({(heard.node_key, heard.signing_key) for heard in server.heard}) == 1
 
 
 def test_nobody_at_the_address_is_said(home):
     with bind("127.0.0.1", 0) as listener:
         address = f"localhost:{listener.getsockname()[1]}"
-    token = Invitation(address, "ab" * 32, "A", new_secret()).encode()
+    token = Invitation(address, address, "ab" * 32, "A", "data-holder", new_secret()).encode()
     with pytest.raises(AddressError, match="cannot be reached"):
         join(token, home)
 
@@ -240,7 +298,7 @@ def test_joining_goes_through_the_proxy_that_the_environment_names(server, home,
             join(server.token(), home)
         finally:
             proxy.shutdown()
-    assert set(_Tunnel.asked) == {server.address}
+    assert set(_Tunnel.asked) == {server.address, server.service}
     assert load_site(home).institution == "A"
 
 

@@ -153,7 +153,7 @@ class Fleet:
         self._reply_id = ""
         self._missing: set[str] = set()
 
-    def PullMessages(self, _request: object) -> PullMessagesResponse:  # noqa: N802
+    def PullMessages(self, _request: object) -> PullMessagesResponse:
         if not self._waits:
             return PullMessagesResponse()
         self._waits = False
@@ -162,19 +162,19 @@ class Fleet:
             message_object_trees=[get_object_tree(self._message)],
         )
 
-    def PullObject(self, request: PullObjectRequest) -> PullObjectResponse:  # noqa: N802
+    def PullObject(self, request: PullObjectRequest) -> PullObjectResponse:
         content = self._objects[request.object_id]
         return PullObjectResponse(
             object_found=True, object_available=True, object_content=content
         )
 
-    def ConfirmMessageReceived(  # noqa: N802
+    def ConfirmMessageReceived(
         self, request: ConfirmMessageReceivedRequest
     ) -> ConfirmMessageReceivedResponse:
         self.received.append(request.message_object_id)
         return ConfirmMessageReceivedResponse()
 
-    def PushMessages(self, request: PushMessagesRequest) -> PushMessagesResponse:  # noqa: N802
+    def PushMessages(self, request: PushMessagesRequest) -> PushMessagesResponse:
         (tree,) = request.message_object_trees
         self._reply_id = request.messages_list[0].metadata.message_id
         assert request.messages_list[0].metadata.reply_to_message_id == (
@@ -183,7 +183,7 @@ class Fleet:
         self._missing = {found.object_id for found in iterate_object_tree(tree)}
         return PushMessagesResponse(objects_to_push=sorted(self._missing), session_id="session")
 
-    def PushObject(self, request: PushObjectRequest) -> PushObjectResponse:  # noqa: N802
+    def PushObject(self, request: PushObjectRequest) -> PushObjectResponse:
         self._came[request.object_id] = request.object_content
         self._missing.discard(request.object_id)
         if not self._missing:
@@ -248,7 +248,7 @@ def test_a_lost_connection_is_dialled_again_until_told_to_stop(monkeypatch, capl
     key = certificates.new_key()
     there = node.Coordinator("localhost:1", b"", (key, key.public_key()), 1)
     with caplog.at_level("WARNING"):
-        node.serve(there, lambda packet: packet, stop)
+        node.serve(lambda: there, lambda packet: packet, stop)
     assert len(dialled) == 4
     for sentence in ("connection refused", "was it revoked?", "is starting", "gone"):
         assert sentence in caplog.text
@@ -284,7 +284,7 @@ def _raising(error):
 def _serve(stop, answer):
     key = certificates.new_key()
     there = node.Coordinator("localhost:1", b"", (key, key.public_key()), 1)
-    node.serve(there, answer, stop)
+    node.serve(lambda: there, answer, stop)
 
 
 def test_a_node_that_only_lost_its_connection_stays_the_same_one(monkeypatch):
@@ -294,6 +294,22 @@ def test_a_node_that_only_lost_its_connection_stays_the_same_one(monkeypatch):
     dialled = _links(monkeypatch, pulls)
     _serve(stop, lambda packet: packet)
     assert dialled == [True, False]
+
+
+def test_a_node_whose_keys_were_changed_dials_with_the_new_ones_as_another(monkeypatch):
+    """What it has in hand was asked of the old one: nobody waits for it any more."""
+    stop, asked = threading.Event(), []
+    pulls = [lambda: HANDED, lambda: stop.set() or NOTHING]
+    dialled = _links(monkeypatch, pulls)
+    monkeypatch.setattr(node, "_pull", _raising(httpx.ReadError("shut out")))
+    key = certificates.new_key()
+
+    def coordinator():
+        asked.append(1)
+        return node.Coordinator("localhost:1", b"", (key, key.public_key()), len(asked))
+
+    node.serve(coordinator, lambda packet: packet, stop)
+    assert (dialled, pulls) == ([True, True], [])
 
 
 @pytest.mark.parametrize("step", ["_pull", "_push"])

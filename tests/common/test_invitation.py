@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,12 +14,19 @@ from fedpact.common.invitation import (
     split_address,
 )
 
-INVITATION = Invitation("fed.example.org:9443", "ab" * 32, "Universität Ärzte", new_secret())
+INVITATION = Invitation(
+    "fed.example.org:9443",
+    "fed.example.org:9444",
+    "ab" * 32,
+    "Universität Ärzte",
+    "data-holder",
+    new_secret(),
+)
 
 
 @given(st.text(min_size=1, max_size=120).filter(lambda name: name.strip()))
 def test_token_says_what_was_put_in(name):
-    invitation = Invitation("[::1]:9443", "0" * 64, name, new_secret())
+    invitation = Invitation("[::1]:9443", "[::1]:9444", "0" * 64, name, "auditor", new_secret())
     assert Invitation.decode(invitation.encode()) == invitation
 
 
@@ -66,10 +75,12 @@ def test_what_is_no_token_is_refused(token, sentence):
 @pytest.mark.parametrize(
     "invitation",
     [
-        Invitation("nowhere", "ab" * 32, "A", new_secret()),
-        Invitation("a:1", "AB" * 32, "A", new_secret()),
-        Invitation("a:1", "ab" * 32, " ", new_secret()),
-        Invitation("a:1", "ab" * 32, "A", "short"),
+        replace(INVITATION, address="nowhere"),
+        replace(INVITATION, service="nowhere"),
+        replace(INVITATION, role="coordinator"),
+        replace(INVITATION, fingerprint="AB" * 32),
+        replace(INVITATION, institution=" "),
+        replace(INVITATION, secret="short"),
     ],
 )
 def test_a_whole_token_with_impossible_content_is_refused(invitation):

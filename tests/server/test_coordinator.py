@@ -3,6 +3,7 @@
 import base64
 import socket
 import ssl
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +14,19 @@ from flwr.proto.node_pb2 import Node
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.fleet_http_connection import http_request_response
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+from typer.testing import CliRunner
 
+from fedpact.client import node
 from fedpact.client.home import ClientHome
 from fedpact.client.join import JoinedSite, join, load_site
+from fedpact.client.rotate import rotate
+from fedpact.client.service import Service
 from fedpact.common.certificates import public_pem
 from fedpact.common.errors import TrustError
 from fedpact.common.invitation import Invitation, split_address
+from fedpact.common.v1 import federation_pb2 as pb
 from fedpact.server import institutions
+from fedpact.server.cli import server_app
 from fedpact.server.gateway import FLEET_ROUTES
 from fedpact.server.tables import transaction
 from support.coordinator import Coordinator, make_home, serving
@@ -104,7 +111,7 @@ def test_a_site_joins_connects_and_pulls(coordinator, tmp_path):
 
 def test_only_its_owner_reads_what_joining_left(coordinator, tmp_path):
     coordinator.joined("private", tmp_path / "site")
-    for name in ("ca.pem", "node.key", "node.pub", "site.toml"):
+    for name in ("ca.pem", "node.key", "node.pub", "sign.key", "site.toml"):
         assert (tmp_path / "site" / name).stat().st_mode & 0o777 == 0o600
 
 
@@ -153,10 +160,54 @@ def test_whoever_names_a_key_must_hold_it(coordinator, tmp_path):
 def test_a_revoked_site_is_shut_out_within_two_seconds(coordinator, tmp_path):
     site = coordinator.joined("revoked", tmp_path)
     assert pull(site) == 200
+    with Service(site) as service:
+        service.federation.Status(pb.StatusRequest())
+    revoked = CliRunner().invoke(
+        server_app, ["revoke", "revoked", "--home", str(coordinator.home.folder)]
+    )
+    assert revoked.exit_code == 0, revoked.output
+    wait_for(lambda: pull(site) == 403, "the site is shut out", within=2)
+    with Service(site) as service, pytest.raises(TrustError, match="does not accept our key"):
+        service.federation.Status(pb.StatusRequest())
+    assert statuses(coordinator)[site.node_id] == "unregistered"
+
+
+def test_a_daemon_goes_on_with_new_keys_once_they_were_changed(coordinator, tmp_path):
+    before = coordinator.joined("rotates", tmp_path)
+    home, stop = ClientHome(tmp_path), threading.Event()
+
+    def present() -> node.Coordinator:
+        site = load_site(home)
+        return node.Coordinator(site.address, site.ca, site.keys, site.node_id)
+
+    daemon = threading.Thread(target=node.serve, args=(present, lambda packet: packet, stop))
+    daemon.start()
+    try:
+        wait_for(lambda: statuses(coordinator)[before.node_id] == "online", "it is online")
+        after = rotate(home)
+        wait_for(lambda: statuses(coordinator)[after.node_id] == "online", "it is back")
+    finally:
+        stop.set()
+        daemon.join()
+    assert pull(before) == 403
+    assert statuses(coordinator)[before.node_id] == "unregistered"
+
+
+def test_a_key_that_was_shut_out_does_not_join_again(coordinator, tmp_path):
+    """SuperLink takes no key twice; a new folder has a new one."""
+    home = ClientHome(tmp_path / "site")
+    site = coordinator.joined("returns", home.folder)
     engine = coordinator.home.open_database()
     with transaction(engine) as session:
-        institutions.revoke(session, "revoked")
-    wait_for(lambda: pull(site) == 403, "the site is shut out", within=2)
+        institutions.revoke(session, "returns")
+    with coordinator.control() as control:
+        control.unregister_node(site.node_id)
+        control.unregister_node(site.node_id)
+    home.site.unlink()
+    token = coordinator.invite("returns")
+    with pytest.raises(TrustError, match=r"shut out before\. Join with another folder"):
+        join(token, home)
+    assert join(token, ClientHome(tmp_path / "another")).institution == "returns"
 
 
 def test_too_large_a_body_is_refused(coordinator, client, tmp_path):
@@ -180,10 +231,12 @@ def test_old_tls_is_refused(coordinator):
         context.wrap_socket(connection, server_hostname="localhost")
 
 
-def test_the_token_names_the_gateway(coordinator):
+def test_the_token_names_both_addresses(coordinator):
     invitation = Invitation.decode(coordinator.invite("named"))
     assert invitation.address == coordinator.address
-    assert coordinator.home.serving().address == coordinator.address
+    serving = coordinator.home.serving()
+    assert serving.address == coordinator.address
+    assert serving.service == invitation.service
 
 
 def test_superlink_is_not_to_be_reached_from_outside(coordinator):

@@ -7,8 +7,8 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from fedpact.common.errors import AddressError, StorageError, TrustError
-from fedpact.server.gateway import FLEET_ROUTES, JOIN_PATH, Doors, Joined, create_app
+from fedpact.common.errors import StorageError
+from fedpact.server.gateway import FLEET_ROUTES, Doors, create_app
 
 KEY = b"-----BEGIN PUBLIC KEY-----"
 HEADERS = {
@@ -47,16 +47,10 @@ async def admits(key: bytes) -> bool:
     return key == KEY
 
 
-def join(secret: str, public_key: bytes) -> Joined:
-    if secret != "secret":
-        raise TrustError("This invitation is not valid.")
-    return Joined("A", "academia", "18446744073709551615", "1")
+DOORS = Doors(superlink=lambda: "127.0.0.1:1", admits=admits, max_message=LIMIT)
 
 
-DOORS = Doors(superlink=lambda: "127.0.0.1:1", admits=admits, join=join, max_message=LIMIT)
-
-
-def ask(superlink, method, path, *, doors=DOORS, times=1, **request) -> httpx.Response:
+def ask(superlink, method, path, *, doors=DOORS, **request) -> httpx.Response:
     async def go() -> httpx.Response:
         async with (
             httpx.AsyncClient(transport=httpx.MockTransport(superlink)) as upstream,
@@ -65,9 +59,7 @@ def ask(superlink, method, path, *, doors=DOORS, times=1, **request) -> httpx.Re
                 base_url="https://gateway",
             ) as client,
         ):
-            for _ in range(times):
-                response = await client.request(method, path, **request)
-            return response
+            return await client.request(method, path, **request)
 
     return asyncio.run(go())
 
@@ -84,7 +76,7 @@ def test_fleet_routes_pass(superlink, name):
     "method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"]
 )
 def test_other_methods_are_not_found(superlink, method):
-    for path in ("/v1/fleet/pull-messages", JOIN_PATH, "/"):
+    for path in ("/v1/fleet/pull-messages", "/"):
         response = ask(superlink, method, path, headers=HEADERS)
         assert response.status_code == 404
         assert "allow" not in response.headers
@@ -110,7 +102,7 @@ def test_other_methods_are_not_found(superlink, method):
         "/v1/fleet/..%2f..%2fv1/control/start-run",
         "/v1/fleet/pull-messages%00",
         "/v1/fleet/pull-messages;x",
-        "/v1/join/",
+        "/v1/join",
     ],
 )
 def test_everything_else_is_not_found(superlink, path):
@@ -203,55 +195,3 @@ def test_a_broken_database_lets_nobody_in(superlink):
     assert response.status_code == 503
     assert "disk" not in response.text
     assert not superlink.requests
-
-
-def test_join_answers_what_the_site_must_know(superlink):
-    response = ask(superlink, "POST", JOIN_PATH, json={"secret": "secret", "public_key": "k"})
-    assert response.json() == {
-        "institution": "A",
-        "sector": "academia",
-        "node_id": "18446744073709551615",
-        "version": "1",
-    }
-    assert not superlink.requests
-
-
-def test_join_refuses_who_may_not(superlink):
-    response = ask(superlink, "POST", JOIN_PATH, json={"secret": "x", "public_key": "k"})
-    assert response.status_code == 403
-    assert response.json() == {"detail": "This invitation is not valid."}
-
-
-@pytest.mark.parametrize(
-    "body", [b"", b"nonsense", b"[]", b"1", b"{}", b'{"secret": "a"}', b"\xff"]
-)
-def test_join_refuses_what_it_cannot_read(superlink, body):
-    assert ask(superlink, "POST", JOIN_PATH, content=body).status_code == 400
-
-
-def test_join_reads_little(superlink):
-    assert ask(superlink, "POST", JOIN_PATH, content=b"x" * 9000).status_code == 413
-
-
-def test_join_fails_ten_times_a_minute_at_most(superlink):
-    wrong = {"json": {"secret": "x", "public_key": "k"}}
-    assert ask(superlink, "POST", JOIN_PATH, times=10, **wrong).status_code == 403
-    response = ask(superlink, "POST", JOIN_PATH, times=11, **wrong)
-    assert (response.status_code, response.headers["retry-after"]) == (429, "60")
-    right = {"json": {"secret": "secret", "public_key": "k"}}
-    assert ask(superlink, "POST", JOIN_PATH, times=30, **right).status_code == 200
-
-
-def test_join_says_later_while_superlink_is_away(superlink):
-    def away(_secret: str, _key: bytes) -> Joined:
-        raise AddressError("SuperLink does not answer at 127.0.0.1:1.")
-
-    response = ask(
-        superlink,
-        "POST",
-        JOIN_PATH,
-        doors=replace(DOORS, join=away),
-        json={"secret": "secret", "public_key": "k"},
-    )
-    assert response.status_code == 503
-    assert "127.0.0.1" not in response.text

@@ -8,15 +8,17 @@ from sqlalchemy import Engine, inspect, select
 
 import fedpact.server
 from fedpact.common.database import open_database
-from fedpact.common.errors import AddressError, StorageError, TrustError, UsageError
+from fedpact.common.errors import AddressError, StorageError, TrustError, UsageError, WireError
+from fedpact.common.identity import Role
 from fedpact.common.invitation import Invitation, secret_sha256
 from fedpact.common.study import Sector
 from fedpact.server import institutions
+from fedpact.server.institutions import Keys
 from fedpact.server.tables import Base, Institution, transaction
 
 MIGRATIONS = Path(fedpact.server.__file__).parent / "migrations"
 NODE = 2**64 - 1  # the largest that Flower gives
-KEY, OTHER_KEY = b"key", b"other key"
+KEY, OTHER_KEY = Keys(b"key", b"signs"), Keys(b"other key", b"signs too")
 
 
 @pytest.fixture
@@ -26,20 +28,28 @@ def engine(database_url: str) -> Iterator[Engine]:
     opened.dispose()
 
 
-def invite(engine: Engine, name: str = "A", *, days: float = 7) -> str:
+def invite(
+    engine: Engine,
+    name: str = "A",
+    *,
+    days: float = 7,
+    role: Role = Role.DATA_HOLDER,
+) -> str:
     with transaction(engine) as session:
         token = institutions.invite(
             session,
             name,
             Sector.GOVERNMENT,
+            role=role,
             address="localhost:9443",
+            service="localhost:9444",
             fingerprint="ab" * 32,
             valid_for=timedelta(days=days),
         )
     return Invitation.decode(token).secret
 
 
-def accept(engine: Engine, secret: str, key: bytes = KEY, node: int = NODE) -> str:
+def accept(engine: Engine, secret: str, key: Keys = KEY, node: int = NODE) -> str:
     with transaction(engine) as session:
         return institutions.accept(session, secret, key, lambda _: node).name
 
@@ -72,7 +82,7 @@ def test_whoever_has_the_secret_joins_once(engine):
     assert accept(engine, secret) == "A"
     assert institutions.node_ids(engine, {"A", "B"}) == {"A": NODE}
     with transaction(engine) as session:
-        assert institutions.joined_keys(session) == {KEY}
+        assert institutions.joined_keys(session) == {KEY.node}
     with pytest.raises(TrustError, match="used already"):
         accept(engine, secret, OTHER_KEY)
 
@@ -93,7 +103,7 @@ def test_two_at_once_are_not_both_taken(engine):
         outcomes.append("registered")
         return 1
 
-    def attempt(key: bytes) -> None:
+    def attempt(key: Keys) -> None:
         started.wait()
         try:
             with transaction(engine) as session:
@@ -172,6 +182,68 @@ def test_sites_that_superlink_forgot_are_registered_again(engine):
     accept(engine, invite(engine, "B"), OTHER_KEY, node=2)
     invite(engine, "C")
     with transaction(engine) as session:
-        forgotten = institutions.register_missing(session, {KEY: 1}, lambda _: 9)
+        forgotten = institutions.register_missing(session, {KEY.node: 1}, lambda _: 9)
     assert forgotten == ["B"]
     assert institutions.node_ids(engine, {"A", "B", "C"}) == {"A": 1, "B": 9}
+
+
+def rotate(engine: Engine, signing_key: bytes, keys: Keys, node: int = 8):
+    with transaction(engine) as session:
+        row, before = institutions.rotate(session, signing_key, keys, lambda _: node)
+        return row.name, before
+
+
+def test_new_keys_take_the_place_of_the_old_ones(engine):
+    accept(engine, invite(engine), node=7)
+    assert rotate(engine, KEY.signing, OTHER_KEY) == ("A", 7)
+    with transaction(engine) as session:
+        assert institutions.joined_keys(session) == {OTHER_KEY.node}
+    assert institutions.node_ids(engine, {"A"}) == {"A": 8}
+    with pytest.raises(TrustError, match="nobody's"):
+        rotate(engine, KEY.signing, OTHER_KEY)
+    assert rotate(engine, OTHER_KEY.signing, OTHER_KEY, node=9) == ("A", None)
+    assert institutions.node_ids(engine, {"A"}) == {"A": 8}
+
+
+def test_of_two_rotations_at_once_one_counts(engine):
+    accept(engine, invite(engine), node=7)
+    started, outcomes = threading.Barrier(2), []
+    third = Keys(b"third", b"signs as well")
+
+    def attempt(keys: Keys) -> None:
+        started.wait()
+        try:
+            rotate(engine, KEY.signing, keys)
+            outcomes.append("changed")
+        except (TrustError, StorageError) as error:
+            outcomes.append(type(error).__name__)
+
+    threads = [threading.Thread(target=attempt, args=(keys,)) for keys in (OTHER_KEY, third)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes.count("changed") == 1
+
+
+def test_whoever_was_shut_out_changes_no_keys(engine):
+    accept(engine, invite(engine))
+    with transaction(engine) as session:
+        assert institutions.revoke(session, "A") == NODE
+    with pytest.raises(TrustError, match="nobody's"):
+        rotate(engine, KEY.signing, OTHER_KEY)
+
+
+def test_roles_without_a_site_have_no_node(engine):
+    secret = invite(engine, role=Role.AUDITOR)
+    with pytest.raises(WireError, match="no node key"):
+        accept(engine, secret)
+    accept(engine, secret, Keys(b"", b"signs"))
+    assert institutions.node_ids(engine, {"A"}) == {}
+    with pytest.raises(WireError, match="missing"):
+        accept(engine, invite(engine, "B"), Keys(b"", b"signs too"))
+
+
+def test_nobody_is_called_as_the_coordinator_is(engine):
+    with pytest.raises(UsageError, match="coordinator itself"):
+        invite(engine, "Coordinator")

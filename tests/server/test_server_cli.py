@@ -44,6 +44,7 @@ def test_the_way_from_nothing_to_an_invitation(run):
     assert [(r["name"], r["sector"], r["state"], r["online"]) for r in rows] == [
         ("Universität Ärzte", "academia", "invited", False)
     ]
+    assert rows[0]["role"] == "data-holder"
     run("revoke", "Universität Ärzte")
     assert json.loads(run("institutions", "--format", "json"))[0]["state"] == "revoked"
 
@@ -80,7 +81,7 @@ def test_tables_are_for_people(run):
 def test_a_new_certificate_leaves_the_ca_as_it_is(run):
     run("init")
     before = json.loads(run("status", "--format", "json"))
-    assert "restart" in run("init", "--renew")
+    assert "by itself" in run("init", "--renew")
     after = json.loads(run("status", "--format", "json"))
     assert after["ca_fingerprint"] == before["ca_fingerprint"]
 

@@ -2,6 +2,7 @@ import pytest
 
 from fedpact.common import certificates
 from fedpact.common.errors import StorageError, TrustError, UsageError
+from fedpact.common.identity import public_bytes
 from fedpact.server import home as homes
 from fedpact.server.home import ServerHome
 
@@ -14,6 +15,7 @@ def home(tmp_path) -> ServerHome:
 def test_init_makes_a_whole_coordinator(home):
     settings = home.settings()
     assert settings.address == "fed.example.org:9443"
+    assert settings.service_address == "fed.example.org:9444"
     assert settings.listen == "0.0.0.0"  # noqa: S104
     assert settings.max_message == 64 << 20
     assert home.database_url() == f"sqlite:///{home.folder}/fedpact.db"
@@ -39,7 +41,9 @@ def test_init_refuses_where_a_coordinator_is(home):
     assert home.ca.read_bytes() == before
 
 
-@pytest.mark.parametrize(("host", "port"), [("", 1), ("a b", 1), ("a", 0), ("a", 65536)])
+@pytest.mark.parametrize(
+    ("host", "port"), [("", 1), ("a b", 1), ("a", 0), ("a", 65536), ("a", 9444)]
+)
 def test_init_refuses_what_cannot_be_dialled_and_leaves_nothing(tmp_path, host, port):
     with pytest.raises(UsageError):
         homes.init(tmp_path / "new", host, port)
@@ -60,6 +64,7 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path):
         ("host = 'a'\nprot = 1", "prot"),
         ("host = ", "cannot be read"),
         ("host = 'a'\nport = 70000", "port"),
+        ("host = 'a'\nport = 9444", "port and service_port are the same"),
     ],
 )
 def test_settings_that_are_not_valid_are_named(home, content, sentence):
@@ -102,10 +107,18 @@ def test_certificate_and_key_must_belong_together(home):
         home.check_certificates()
 
 
+def test_the_coordinator_signs_with_one_key(home):
+    key = homes.load_signing_key(home)
+    assert public_bytes(homes.load_signing_key(home)) == public_bytes(key)
+    home.signing_key.unlink()  # as in a folder that an earlier fedpact made
+    assert public_bytes(homes.load_signing_key(home)) != public_bytes(key)
+    assert home.signing_key.stat().st_mode & 0o077 == 0
+
+
 def test_nobody_serves_whatever_a_file_says(home):
     assert home.serving() is None
     home.lock.touch()
     home.serving_file.write_text(
-        '{"pid":1,"address":"a:1","superlink":"b:2","superlink_pid":2}'
+        '{"pid":1,"address":"a:1","service":"a:2","superlink":"b:2","superlink_pid":2}'
     )
     assert home.serving() is None

@@ -9,16 +9,20 @@ import sys
 import time
 from pathlib import Path
 
-import httpx
 import pytest
+from cryptography import x509
 
+from fedpact.client.home import ClientHome
+from fedpact.client.join import join
 from fedpact.common import certificates
 from fedpact.common.errors import AddressError, RunError, TrustError, UsageError
 from fedpact.server import home as homes
+from fedpact.server import institutions
 from fedpact.server.control import Control
 from fedpact.server.fab import bundle
 from fedpact.server.home import ServerHome
 from fedpact.server.superlink import _descendants
+from fedpact.server.tables import transaction
 from fedpact.server.up import up
 from support.coordinator import SERVER, make_home, serving
 from support.processes import is_alive, running, wait_for
@@ -74,8 +78,20 @@ def test_a_port_in_use_is_said_in_a_sentence(home):
     )
 
 
-def test_an_expired_certificate_is_said_before_anything_starts(home):
+def test_a_port_of_the_control_plane_in_use_is_said_in_a_sentence(home):
+    port = home.settings().service_port
+    with (
+        socket.create_server(("127.0.0.1", port)),
+        pytest.raises(
+            AddressError, match=f"cannot listen on 127.0.0.1:{port}: Address already"
+        ),
+    ):
+        up(home)
+
+
+def test_an_expired_certificate_that_cannot_be_renewed_is_said_before_anything_starts(home):
     homes.renew(home, "localhost", days=-1)
+    home.ca_key.unlink()
     with pytest.raises(TrustError, match="The server's certificate expired on"):
         up(home)
     assert not home.superlink_database.exists()
@@ -149,28 +165,20 @@ def test_sigterm_stops_everything_in_order_and_runs_are_told(home):
 
 
 @pytest.mark.e2e
-def test_superlink_is_started_again_and_sites_are_told_to_wait(home):
+def test_superlink_is_started_again_and_sites_are_told_to_wait(home, tmp_path):
     with serving(home) as coordinator:
-        context = ssl.create_default_context(cafile=home.ca)
         before = home.serving()
-        with httpx.Client(verify=context, trust_env=False) as client:
-            os.kill(before.superlink_pid, signal.SIGKILL)
-            body = {"secret": "unknown", "public_key": _key()}
-
-            def joins() -> int:
-                url = f"https://{coordinator.address}/v1/join"
-                return client.post(url, json=body).status_code
-
-            wait_for(lambda: home.serving().superlink_pid != before.superlink_pid, "it is back")
-            assert joins() == 403
+        os.kill(before.superlink_pid, signal.SIGKILL)
+        home_of_a_site = ClientHome(tmp_path / "a")
+        token = coordinator.invite("A")
+        with pytest.raises(AddressError, match="not ready"):
+            join(token, home_of_a_site)
+        wait_for(lambda: home.serving().superlink_pid != before.superlink_pid, "it is back")
+        site = join(token, home_of_a_site)
         with coordinator.control() as control:
-            assert control.nodes() == []
+            assert [node.node_id for node in control.nodes()] == [int(site.node_id)]
         assert "SuperLink ended" in coordinator.log.read_text()
         assert "SuperLink is up again" in coordinator.log.read_text()
-
-
-def _key() -> str:
-    return certificates.public_pem(certificates.new_key().public_key()).decode()
 
 
 @pytest.mark.e2e
@@ -182,6 +190,44 @@ def test_superlink_forgets_everything_and_sites_are_registered_again(home, tmp_p
     with serving(home) as coordinator, coordinator.control() as control:
         keys = [node.public_key for node in control.nodes()]
     assert keys == [certificates.public_pem(site.keys[1])]
+
+
+@pytest.mark.e2e
+def test_a_site_that_was_shut_out_while_nobody_served_is_unregistered(home, tmp_path):
+    with serving(home) as coordinator:
+        gone, stays = (coordinator.joined(name, tmp_path / name) for name in "AB")
+    engine = home.open_database()
+    with transaction(engine) as session:
+        institutions.revoke(session, "A")
+    with serving(home) as coordinator, coordinator.control() as control:
+        registered = {node.node_id: node.is_registered for node in control.nodes()}
+    assert registered == {gone.node_id: False, stays.node_id: True}
+
+
+@pytest.mark.e2e
+def test_a_certificate_that_is_about_to_end_is_renewed_and_shown_without_a_restart(home):
+    homes.renew(home, "localhost", days=1)
+    with serving(home) as coordinator:
+        ports = (home.settings().port, home.settings().service_port)
+        first = {_shown(home, port) for port in ports}
+        assert first == {certificates.load_certificate(home.server_certificate)}
+        homes.renew(home, "localhost", days=1)
+        short = certificates.load_certificate(home.server_certificate)
+        wait_for(lambda: {_shown(home, port) for port in ports}.isdisjoint({*first, short}), "")
+        shown = {_shown(home, port) for port in ports}
+        assert shown == {certificates.load_certificate(home.server_certificate)}
+        assert coordinator.process.poll() is None
+
+
+def _shown(home: ServerHome, port: int) -> x509.Certificate:
+    """The certificate that a port of the coordinator shows."""
+    context = ssl.create_default_context(cafile=home.ca)
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    with (
+        socket.create_connection(("localhost", port)) as connection,
+        context.wrap_socket(connection, server_hostname="localhost") as secured,
+    ):
+        return x509.load_der_x509_certificate(secured.getpeercert(binary_form=True))
 
 
 @pytest.mark.e2e

@@ -23,9 +23,13 @@ def join(
     from fedpact.client.home import ClientHome, write_private
     from fedpact.client.join import join as join_federation
     from fedpact.common.cli import home_option
+    from fedpact.common.identity import Role
 
     site = ClientHome.at(home)
     joined = join_federation(token, site)
+    if joined.role is not Role.DATA_HOLDER:
+        typer.echo(f"{joined.institution} has joined {joined.service} as {joined.role}.")
+        return
     if not site.policy.exists():
         write_private(site.policy, policy.template().encode())
     here = home_option(home, DEFAULT_HOME)
@@ -33,6 +37,19 @@ def join(
         f"{joined.institution} has joined {joined.coordinator}.\n"
         f"Your rules are in {site.policy}: read them.\n"
         f"Next: `fedpact client dataset add NAME FILE{here}`, then `fedpact client up{here}`."
+    )
+
+
+@client_app.command()
+def rotate(home: HomeOption = DEFAULT_HOME) -> None:
+    """Change your keys: new ones are made here, the old ones are refused from then on."""
+    from fedpact.client.home import ClientHome
+    from fedpact.client.rotate import rotate as change_keys
+
+    site = change_keys(ClientHome.at(home))
+    typer.echo(
+        f"{site.institution} has new keys. A daemon that is up takes them by itself; "
+        "what you signed before stays signed with the old key."
     )
 
 

@@ -70,6 +70,16 @@ class ClientHome:
         return self.folder / "sign.key"
 
     @property
+    def next_private_key(self) -> Path:
+        """The node's private key that is about to replace the present one."""
+        return self.folder / "node.key.next"
+
+    @property
+    def next_signing_key(self) -> Path:
+        """The signing key that is about to replace the present one."""
+        return self.folder / "sign.key.next"
+
+    @property
     def ca(self) -> Path:
         """The coordinator's certificate authority."""
         return self.folder / "ca.pem"

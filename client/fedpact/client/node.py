@@ -86,28 +86,35 @@ class Coordinator:
     node_id: int
 
 
-def serve(coordinator: Coordinator, answer: Answer, stop: threading.Event) -> None:
+def serve(
+    coordinator: Callable[[], Coordinator], answer: Answer, stop: threading.Event
+) -> None:
     """Answer requests until `stop` is set, whatever the connection does.
 
     Args:
-        coordinator: where to dial.
+        coordinator: where to dial, and with which keys; asked before each dialling, since
+            they may have changed.
         answer: makes a reply of a request.
         stop: set it to end, within a moment.
     """
     shortest, longest = _RETRY_SECONDS
     rest = shortest
-    anew, hand = True, _Hand()
+    node_id, hand = None, _Hand()
     while not stop.is_set():
+        present = coordinator()
+        anew = present.node_id != node_id
+        if anew:
+            hand = _Hand()
         try:
-            with _connect(coordinator, anew=anew) as link:
-                log.info("connected to %s", coordinator.address)
-                anew = False
+            with _connect(present, anew=anew) as link:
+                log.info("connected to %s", present.address)
+                node_id = present.node_id
                 rest = shortest
                 _serve_link(link, hand, answer, stop)
         except _CONNECTION_ERRORS as error:
             log.warning(
                 "no connection to %s: %s; trying again in %.0f s",
-                coordinator.address,
+                present.address,
                 _reason(error),
                 rest,
             )

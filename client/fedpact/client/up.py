@@ -124,9 +124,17 @@ def up(home: ClientHome) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     log.info("%s serves; the ledger and the gate are in %s", site.name, home.folder)
-    node.serve(
-        node.Coordinator(joined.address, joined.ca, joined.keys, joined.node_id),
-        answer,
-        stop,
-    )
+    last = joined
+
+    def coordinator() -> node.Coordinator:
+        """As the folder has it now: keys may have been changed while we serve."""
+        nonlocal last
+        try:
+            last = load_site(home)
+        except TrustError as error:
+            log.warning("%s; going on with the keys at hand", error)
+        assert last.keys is not None  # noqa: S101 - a role does not change
+        return node.Coordinator(last.address, last.ca, last.keys, last.node_id)
+
+    node.serve(coordinator, answer, stop)
     log.info("%s has stopped", site.name)

@@ -58,6 +58,10 @@ _CLASSES: Mapping[str, type[FedpactError]] = {
 _LATER = "Try again in a minute."
 
 
+class NotAcceptedError(TrustError):
+    """The coordinator does not accept the key that signed a call."""
+
+
 class Refusal(Exception):  # noqa: N818 - it never leaves the server
     """A call that ends in a status."""
 
@@ -111,7 +115,7 @@ def error_of(error: grpc.RpcError, address: str) -> FedpactError:
         said = advice.decode(errors="replace") if isinstance(advice, bytes) else advice
         return kind(message, advice=said)
     if code is grpc.StatusCode.UNAUTHENTICATED:
-        return TrustError(
+        return NotAcceptedError(
             f"The coordinator at {address} does not accept our key.",
             advice="It may have been revoked or replaced: ask the coordinator.",
         )

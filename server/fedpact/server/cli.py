@@ -182,13 +182,18 @@ def revoke(
     name: Annotated[str, typer.Argument(help="The institution.")],
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
-    """Withdraw an invitation, or shut an institution's site out at once."""
+    """Withdraw an invitation, or shut an institution out at once: its site and its calls."""
     from fedpact.server import institutions
+    from fedpact.server.control import Control
     from fedpact.server.home import ServerHome
     from fedpact.server.tables import transaction
 
-    with transaction(ServerHome(home).open_database()) as session:
-        institutions.revoke(session, name)
+    server = ServerHome(home)
+    with transaction(server.open_database()) as session:
+        node = institutions.revoke(session, name)
+    if node is not None and server.serving() is not None:
+        with Control.of(server) as control:
+            control.unregister_node(node)
     console.print(f"{name} may not come in any more.")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 import httpx
 
-from fedpact.common.errors import AddressError, RunError
+from fedpact.common.errors import AddressError, RunError, TrustError
 from fedpact.server.home import ServerHome
 
 if TYPE_CHECKING:
@@ -31,7 +31,10 @@ _Answer = TypeVar("_Answer", bound=_Message)
 Value = str | bool | int | float
 _MEDIA_TYPE = "application/protobuf"
 _TIMEOUT_SECONDS = 10.0
-_KEY_IN_USE = 23  # flwr.supercore.error.ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE
+# flwr.supercore.error.ApiErrorCode
+_KEY_IN_USE = 23
+_NODE_NOT_FOUND = 24
+_UNREGISTERED = "unregistered"
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,11 @@ class Node:
     public_key: bytes
     node_id: int
     status: str
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether it may come back."""
+        return self.status != _UNREGISTERED
 
 
 class _Refused(RunError):  # noqa: N818 - named for what happened
@@ -122,6 +130,7 @@ class Control:
 
         Raises:
             AddressError: SuperLink is away.
+            TrustError: the key was a node's that was unregistered; SuperLink takes it no more.
             RunError: SuperLink refuses the key.
         """
         from flwr.proto.control_pb2 import RegisterNodeRequest, RegisterNodeResponse
@@ -135,8 +144,32 @@ class Control:
         except _Refused as error:
             if error.code != _KEY_IN_USE:
                 raise
-            return next(n.node_id for n in self.nodes() if n.public_key == public_key)
+            node = next(n for n in self.nodes() if n.public_key == public_key)
+            if not node.is_registered:
+                raise TrustError(
+                    "This node key was shut out before.",
+                    advice="Join with another folder: it makes new keys.",
+                ) from error
+            return node.node_id
         return answer.node_id
+
+    def unregister_node(self, node_id: int) -> None:
+        """Have SuperLink forget a node; one that it does not know stays forgotten.
+
+        Raises:
+            AddressError: SuperLink is away.
+        """
+        from flwr.proto.control_pb2 import UnregisterNodeRequest, UnregisterNodeResponse
+
+        try:
+            self._call(
+                "unregister-node",
+                UnregisterNodeRequest(node_id=node_id),
+                UnregisterNodeResponse(),
+            )
+        except _Refused as error:
+            if error.code != _NODE_NOT_FOUND:
+                raise
 
     def nodes(self) -> list[Node]:
         """Every site that SuperLink knows.

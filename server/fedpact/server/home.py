@@ -5,7 +5,8 @@ fedpact.db       the coordinator's database, unless `database` names another
 superlink.db     Flower's own state
 artifacts/       adapters
 sign.key         the coordinator's own signing key
-certificates/    ca.pem, ca.key, server.pem (server and CA certificate), server.key
+certificates/    ca.pem, ca.key, server.pem (server and CA certificate), server.key;
+                 superlink.pem, superlink.key for loopback
 flwr/            FLWR_HOME of SuperLink and of the runs it starts
 log/             superlink.log
 up.json          who is serving, and where SuperLink listens; only while it runs
@@ -80,7 +81,7 @@ class ServerHome:
 
     @property
     def ca_key(self) -> Path:
-        """The CA's private key: needed only to issue another server certificate."""
+        """The CA's private key: needed only to issue server certificates."""
         return self.certificates / "ca.key"
 
     @property
@@ -92,6 +93,16 @@ class ServerHome:
     def server_key(self) -> Path:
         """The server's private key."""
         return self.certificates / "server.key"
+
+    @property
+    def superlink_certificate(self) -> Path:
+        """The chain that SuperLink shows on loopback."""
+        return self.certificates / "superlink.pem"
+
+    @property
+    def superlink_key(self) -> Path:
+        """SuperLink's private key."""
+        return self.certificates / "superlink.key"
 
     @property
     def signing_key(self) -> Path:
@@ -253,6 +264,25 @@ def renew(home: ServerHome, host: str, *, days: int | None = None) -> None:
         TrustError: the CA's certificate or key is missing or has expired.
         StorageError: the folder cannot be written.
     """
+    issue(home, host, home.server_certificate, home.server_key, days=days)
+
+
+def issue(
+    home: ServerHome, host: str, chain_file: Path, key_file: Path, *, days: int | None = None
+) -> None:
+    """Issue a certificate under the coordinator's CA.
+
+    Args:
+        home: the coordinator's folder.
+        host: the name by which the server is reached, beside loopback's.
+        chain_file: gets the certificate and the CA's.
+        key_file: gets the private key.
+        days: how long it is valid; `certificates.SERVER_DAYS` if not given.
+
+    Raises:
+        TrustError: the CA's certificate or key is missing or has expired.
+        StorageError: the folder cannot be written.
+    """
     from fedpact.common import certificates
 
     authority = certificates.load_certificate(home.ca)
@@ -262,8 +292,8 @@ def renew(home: ServerHome, host: str, *, days: int | None = None) -> None:
         authority, authority_key, [host], days=days or certificates.SERVER_DAYS
     )
     chain = certificates.certificate_pem(server) + certificates.certificate_pem(authority)
-    certificates.write_private(home.server_key, certificates.private_pem(key))
-    certificates.write_private(home.server_certificate, chain)
+    certificates.write_private(key_file, certificates.private_pem(key))
+    certificates.write_private(chain_file, chain)
 
 
 def load_signing_key(home: ServerHome) -> "SigningKey":

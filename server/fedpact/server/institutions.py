@@ -118,7 +118,7 @@ def accept(session: Session, secret: str, keys: Keys, register: Register) -> Ins
     if row is None or row.state == "revoked":
         raise TrustError("This invitation is not valid, or was replaced by a newer one.")
     if row.state == "joined":
-        if Keys(row.public_key or b"", row.signing_key or b"") != keys:
+        if _keys_of(row) != keys:
             raise TrustError("This invitation has been used already.")
         return row
     now = datetime.now(UTC)
@@ -143,6 +143,10 @@ def accept(session: Session, secret: str, keys: Keys, register: Register) -> Ins
     return row
 
 
+def _keys_of(row: Institution) -> Keys:
+    return Keys(row.public_key or b"", row.signing_key or b"")
+
+
 def _check_keys(session: Session, row: Institution, keys: Keys) -> None:
     if bool(keys.node) != (row.role == Role.DATA_HOLDER):
         raise WireError(
@@ -155,13 +159,62 @@ def _check_keys(session: Session, row: Institution, keys: Keys) -> None:
         raise TrustError("This signing key is another institution's.")
 
 
+def rotate(
+    session: Session, signing_key: bytes, keys: Keys, register: Register
+) -> tuple[Institution, int | None]:
+    """Change an institution's keys; the old ones count no more.
+
+    Args:
+        session: the caller commits.
+        signing_key: the one that it has now, and that asks.
+        keys: the new ones; those that it has already change nothing, so that an institution
+            whose connection broke meanwhile can repeat itself.
+        register: makes a node's key known to SuperLink and gives its node id.
+
+    Returns:
+        the institution, and the node that it had before, if it has another one now.
+
+    Raises:
+        TrustError: the key is nobody's who may come in, or the new one is another's.
+        WireError: a node's key is missing, or there for a role without a site.
+        AddressError: SuperLink is away (from `register`); nothing has changed.
+    """
+    row = session.scalar(
+        select(Institution).where(Institution.signing_key == signing_key, _may_come_in())
+    )
+    if row is None:
+        raise TrustError("This key is nobody's who may come in.")
+    if _keys_of(row) == keys:
+        return row, None
+    _check_keys(session, row, keys)
+    # Two that come at once: the second finds that the key, which asks, is the old one by now.
+    changed = session.execute(
+        update(Institution)
+        .where(Institution.id == row.id, Institution.signing_key == signing_key)
+        .values(public_key=keys.node or None, signing_key=keys.signing)
+        .execution_options(synchronize_session=False)
+        .returning(Institution.id)
+    ).all()
+    if not changed:
+        raise TrustError("This key has been changed already.")
+    before = row.node_id
+    session.refresh(row)
+    if keys.node:
+        row.node_id = str(register(keys.node))
+    session.flush()
+    return row, int(before) if before and before != row.node_id else None
+
+
 def list_institutions(session: Session) -> list[Institution]:
     """Every institution that was ever invited, by name."""
     return list(session.scalars(select(Institution).order_by(Institution.name)))
 
 
-def revoke(session: Session, name: str) -> None:
-    """Withdraw an invitation, or shut a site out: the gateway refuses its key from now on.
+def revoke(session: Session, name: str) -> int | None:
+    """Withdraw an invitation, or shut an institution out: its keys are refused from now on.
+
+    Returns:
+        the node that it had, for SuperLink to forget.
 
     Raises:
         UsageError: no such institution was invited.
@@ -172,6 +225,7 @@ def revoke(session: Session, name: str) -> None:
             f"{name} was never invited.", advice="`fedpact server institutions` lists all."
         )
     row.revoked_at = row.revoked_at or datetime.now(UTC)
+    return int(row.node_id) if row.node_id else None
 
 
 def joined_keys(session: Session) -> frozenset[bytes]:

@@ -1,5 +1,6 @@
 """The gateway's port: taken early, served under TLS by uvicorn."""
 
+import logging
 import os
 import socket
 import ssl
@@ -12,6 +13,8 @@ from starlette.applications import Starlette
 
 from fedpact.common.errors import AddressError
 from fedpact.common.invitation import join_address
+
+log = logging.getLogger(__name__)
 
 # Flower's client lets go of a connection after five idle seconds: it must be the first, or a
 # call may go out on a connection that is just being closed.
@@ -66,8 +69,22 @@ class GatewayServer(uvicorn.Server):
         )
         config.load()
         assert config.ssl is not None  # noqa: S101 - a certificate was given
-        config.ssl.minimum_version = ssl.TLSVersion.TLSv1_3
+        self._context = config.ssl
+        self._context.minimum_version = ssl.TLSVersion.TLSv1_3
+        self._files = (certificate, key)
+        self._written = certificate.stat().st_mtime_ns
         super().__init__(config)
+
+    def take_renewed(self) -> None:
+        """Show the certificate that lies in the files from the next handshake on."""
+        certificate, key = self._files
+        try:
+            written = certificate.stat().st_mtime_ns
+            if written != self._written:
+                self._context.load_cert_chain(certificate, key)
+                self._written = written
+        except OSError as error:  # an ssl.SSLError is one: certificate and key do not fit
+            log.warning("the new certificate cannot be used yet: %s", error)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -26,7 +26,6 @@ ALLOWED: Final[Mapping[str, frozenset[Role]]] = {
     _FEDERATION + "SubmitStatement": frozenset({_HOLDER, _COORDINATOR}),
     _FEDERATION + "ListStatements": frozenset({_AUDITOR, _COORDINATOR}),
     "/grpc.health.v1.Health/Check": _EVERYONE,
-    "/grpc.health.v1.Health/List": _EVERYONE,
     "/grpc.health.v1.Health/Watch": _EVERYONE,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": _EVERYONE,
 }

@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection
 from sqlalchemy import Engine
 
 from fedpact.common import certificates, possession
-from fedpact.common.errors import AddressError, TrustError
+from fedpact.common.errors import AddressError, RunError, TrustError
 from fedpact.common.identity import SigningKey, public_bytes
 from fedpact.common.invitation import join_address, secret_sha256
 from fedpact.common.signed_calls import MAX_MESSAGE
@@ -101,9 +101,33 @@ class Federation(rpc.FederationServicer):
             coordinator_key=public_bytes(self._plane.key),
         )
 
+    def Rotate(self, request: pb.RotateRequest, _context: object) -> pb.RotateResponse:  # noqa: N802
+        """Change an institution's keys; signed with the old ones."""
+        asks = caller()
+        possession.check(request.signing_key, request.node_key, asks.key, request.proof)
+        if request.node_key:
+            certificates.parse_public_key(request.node_key)
+        keys = Keys(request.node_key, request.signing_key)
+        with transaction(self._plane.engine) as session:
+            row, before = institutions.rotate(session, asks.key, keys, self._register)
+            node_id = row.node_id or ""
+        self._plane.keys_changed()
+        log.info("%s has changed its keys", asks.institution)
+        if before is not None:
+            self._unregister(before)
+        return pb.RotateResponse(node_id=node_id)
+
     def _register(self, node_key: bytes) -> int:
         with self._plane.control() as control:
             return control.register_node(node_key)
+
+    def _unregister(self, node: int) -> None:
+        try:
+            with self._plane.control() as control:
+                control.unregister_node(node)
+        except (AddressError, RunError) as error:
+            # Its key is refused at the gateway all the same; SuperLink is told when it starts.
+            log.warning("node %d is still registered: %s", node, error)
 
 
 class Service:

@@ -26,6 +26,7 @@ import httpx
 
 from fedpact.common.errors import AddressError
 from fedpact.server.home import ServerHome
+from fedpact.server.renewal import issue_for_superlink
 
 START_SECONDS = 90.0
 _POLL_SECONDS = 0.05
@@ -93,7 +94,9 @@ class SuperLink:
         Raises:
             AddressError: it ended, or did not answer in time; the message has the last line
                 of its log.
+            TrustError: the CA can issue no certificate for it.
         """
+        issue_for_superlink(self._home)
         (self._port,) = free_ports(1)
         log_start = _prepare_log(self.log_file)
         with self.log_file.open("ab") as log:
@@ -223,8 +226,8 @@ def _command(home: ServerHome, port: int) -> list[str]:
         "--host": _LOOPBACK,
         "--port": str(port),
         "--ssl-ca-certfile": str(home.ca),
-        "--ssl-certfile": str(home.server_certificate),
-        "--ssl-keyfile": str(home.server_key),
+        "--ssl-certfile": str(home.superlink_certificate),
+        "--ssl-keyfile": str(home.superlink_key),
         "--database": str(home.superlink_database),
         "--isolation": "subprocess",
     }

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from sqlalchemy import Engine
 
 from fedpact.common.certificates import write_private
-from fedpact.common.errors import FedpactError, UsageError
+from fedpact.common.errors import FedpactError, TrustError, UsageError
 from fedpact.server import institutions
 from fedpact.server.callers import Callers
 from fedpact.server.control import Control
@@ -30,6 +30,7 @@ from fedpact.server.doorkeeper import Doorkeeper
 from fedpact.server.gateway import Doors, create_app, superlink_client
 from fedpact.server.home import ServerHome, Serving, load_signing_key, make_folders
 from fedpact.server.listener import GatewayServer, bind
+from fedpact.server.renewal import Renewal
 from fedpact.server.service import Federation, Plane, Service
 from fedpact.server.settings import Settings
 from fedpact.server.superlink import SuperLink
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 READY = "The coordinator is up on"
 _KEYS_SECONDS = 1.0
+_CERTIFICATE_SECONDS = 5.0
 _RESTART_SECONDS = (1.0, 30.0)
 _STABLE_SECONDS = 60.0
 _LOCK_ATTEMPTS = 5
@@ -69,6 +71,7 @@ def up(
     """
     settings = home.settings()
     with _alone(home), bind(settings.listen, settings.port) as listener:
+        Renewal(home, settings.host).check()
         home.check_certificates()
         make_folders(home)
         engine = home.open_database()
@@ -173,20 +176,33 @@ class _Coordinator:
             )
             serving = asyncio.create_task(gateway.serve(sockets=[listener]))
             watching = asyncio.create_task(self._keep_up())
+            renewing = asyncio.create_task(self._keep_valid(gateway))
             self.service.start()
             notice(
                 f"{READY} {self.settings.address}, "
                 f"its control plane on {self.settings.service_address}"
             )
             await asyncio.wait(
-                {serving, watching, stopping}, return_when=asyncio.FIRST_COMPLETED
+                {serving, watching, renewing, stopping}, return_when=asyncio.FIRST_COMPLETED
             )
             log.info("stopping")
             gateway.should_exit = True
             await asyncio.gather(serving, asyncio.to_thread(self.service.stop))
-            watching.cancel()
-            if watching.done() and not watching.cancelled():
-                watching.result()
+            for task in (watching, renewing):
+                task.cancel()
+                if task.done() and not task.cancelled():
+                    task.result()
+
+    async def _keep_valid(self, gateway: GatewayServer) -> None:
+        """Renew the certificate when it is due; the control plane takes it by itself."""
+        renewal = Renewal(self.home, self.settings.host)
+        while True:
+            try:
+                await asyncio.to_thread(renewal.check)
+            except TrustError as error:
+                log.warning("the server's certificate: %s", error)
+            gateway.take_renewed()
+            await asyncio.sleep(_CERTIFICATE_SECONDS)
 
     async def _start(self) -> None:
         """Start SuperLink and tell it, and the runs, what they need to know."""
@@ -208,9 +224,14 @@ class _Coordinator:
 
     def _after_start(self) -> None:
         with Control(self.superlink.address, self.home.ca) as control:
-            known = {node.public_key: node.node_id for node in control.nodes()}
+            nodes = [node for node in control.nodes() if node.is_registered]
+            known = {node.public_key: node.node_id for node in nodes}
             with transaction(self.engine) as session:
                 missing = institutions.register_missing(session, known, control.register_node)
+                joined = institutions.joined_keys(session)
+            for node in nodes:
+                if node.public_key not in joined:
+                    control.unregister_node(node.node_id)
             if missing:
                 log.warning("SuperLink had forgotten %s", ", ".join(missing))
             self.after_start(self.engine, control)
