@@ -81,8 +81,16 @@ OTHERS: Final = (
     ),
     ("HF_HOME", "Hugging Face", "Where models that were fetched are kept."),
     (
+        "GRPC_VERBOSITY",
+        "gRPC",
+        (
+            "`ERROR`, `INFO` or `DEBUG`: gRPC says on standard error what it does. `fedpact` sets it to "
+            "`NONE`, unless it is set: what goes wrong is said in a sentence."
+        ),
+    ),
+    (
         "HTTPS_PROXY, NO_PROXY",
-        "httpx",
+        "httpx, gRPC",
         (
             "The proxy through which a site dials the coordinator, and what is not dialled through "
             "it. The coordinator never sends its own loopback traffic to a proxy."

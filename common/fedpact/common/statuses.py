@@ -5,6 +5,7 @@ The word is in the trailing metadata `fedpact-reason`: that of the error's class
 this) and `rate` (it calls too often). What a person should do next is in `fedpact-advice-bin`.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -55,6 +56,10 @@ _CLASSES: Mapping[str, type[FedpactError]] = {
     "role": TrustError,
     "rate": AddressError,
 }
+# gRPC gives what TLS found only as text.
+_UNTRUSTED = re.compile(
+    r"CERTIFICATE_VERIFY_FAILED: ([^:]+)|Hostname Verification Check failed"
+)
 _LATER = "Try again in a minute."
 
 
@@ -119,8 +124,11 @@ def error_of(error: grpc.RpcError, address: str) -> FedpactError:
             f"The coordinator at {address} does not accept our key.",
             advice="It may have been revoked or replaced: ask the coordinator.",
         )
-    if "CERTIFICATE_VERIFY_FAILED" in message or "hostname" in message.lower():
-        return TrustError(f"The certificate of {address} is not valid: {message}.")
+    if found := _UNTRUSTED.search(message):
+        return TrustError(
+            f"The certificate of {address} is not valid: {found[1] or 'it is for another name'}.",
+            advice="Someone may be in between, or the coordinator was set up anew: ask it.",
+        )
     match code:
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return AddressError(
@@ -134,7 +142,7 @@ def error_of(error: grpc.RpcError, address: str) -> FedpactError:
             )
         case grpc.StatusCode.UNAVAILABLE:
             return AddressError(
-                f"The coordinator at {address} cannot be reached: {message}.",
+                f"The coordinator at {address} cannot be reached: {_cause(message)}.",
                 advice="Check the address, the network and HTTPS_PROXY.",
             )
         case grpc.StatusCode.UNIMPLEMENTED:
@@ -143,3 +151,8 @@ def error_of(error: grpc.RpcError, address: str) -> FedpactError:
                 advice="One side has an older fedpact: update it.",
             )
     return WireError(f"The coordinator at {address} failed: {message or code.name}.")
+
+
+def _cause(message: str) -> str:
+    """The innermost of gRPC's reasons, which stand one in the other."""
+    return message.rpartition(": ")[2].strip(" .]")

@@ -3,6 +3,7 @@
 Nothing heavy is imported here or in the rooms' command modules until a verb runs.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -94,6 +95,8 @@ def simulate(
 
 def main() -> None:
     """Run the command line; errors end in one clear sentence and a documented exit code."""
+    # What gRPC would print beside it, our errors say in a sentence.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         app()
     except FedpactError as error:
