@@ -1,5 +1,7 @@
 """What a call's signature is over, and what is read of metadata that anybody may have sent."""
 
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,7 +88,8 @@ def test_whatever_is_sent_is_read_or_refused(metadata):
     assert dict(metadata).items() >= dict(stamp.metadata()).items() - {
         ("fedpact-time", str(stamp.moment))
     }
-    stamp.is_signed(METHOD, b"request")
+    with suppress(TrustError):  # a key under which anybody can sign is none
+        stamp.is_signed(METHOD, b"request")
 
 
 @given(st.binary(), st.binary(), st.binary(), st.integers(0, 200))

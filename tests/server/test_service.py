@@ -43,6 +43,7 @@ KINDS = [
     errors.PolicyError,
     errors.TrustError,
     errors.RunError,
+    errors.AuditError,
     errors.TrainingError,
 ]
 
@@ -274,6 +275,15 @@ def test_what_is_wrong_with_the_coordinator_itself_is_not_told(failing, kind):
     with failing.calls(failing.coordinator) as federation, pytest.raises(kind) as raised:
         federation.Status(pb.StatusRequest())
     assert "secret" not in str(raised.value)
+
+
+def test_what_only_the_coordinator_should_know_stays_there(failing):
+    Failing.error = errors.DataError(
+        "/srv/secret is gone.", advice="secret", told="It is gone."
+    )
+    with failing.calls(failing.coordinator) as federation, pytest.raises(errors.DataError) as e:
+        federation.Status(pb.StatusRequest())
+    assert str(e.value) == "It is gone."
 
 
 def test_an_error_that_nobody_expected_tells_nothing(failing, caplog):

@@ -108,7 +108,11 @@ class Stamp:
         )
 
     def is_signed(self, method: str, request: bytes) -> bool:
-        """Whether the key that it names signed this call."""
+        """Whether the key that it names signed this call.
+
+        Raises:
+            TrustError: what it names is no key.
+        """
         return identity.is_signed(
             identity.verify_key(self.key),
             "call",

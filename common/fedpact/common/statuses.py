@@ -13,6 +13,7 @@ import grpc
 
 from fedpact.common.errors import (
     AddressError,
+    AuditError,
     BudgetError,
     DataError,
     FedpactError,
@@ -45,6 +46,7 @@ _CODES: Mapping[type[FedpactError], grpc.StatusCode] = {
     BudgetError: grpc.StatusCode.FAILED_PRECONDITION,
     PolicyError: grpc.StatusCode.FAILED_PRECONDITION,
     RunError: grpc.StatusCode.FAILED_PRECONDITION,
+    AuditError: grpc.StatusCode.FAILED_PRECONDITION,
     TrainingError: grpc.StatusCode.FAILED_PRECONDITION,
     TrustError: grpc.StatusCode.PERMISSION_DENIED,
     AddressError: grpc.StatusCode.UNAVAILABLE,
@@ -92,7 +94,8 @@ class Refusal(Exception):  # noqa: N818 - it never leaves the server
 def refusal_of(error: FedpactError) -> Refusal:
     """The status of an error at the server.
 
-    What is wrong with the server itself (a full disk, SuperLink away) is its log's business:
+    Of a message that only this machine should know, what may be told goes out. What is wrong
+    with the server itself (a full disk, SuperLink away) is its log's business:
     the caller learns that it may try again.
     """
     kind = next((kind for kind in _CODES if isinstance(error, kind)), None)
@@ -101,6 +104,8 @@ def refusal_of(error: FedpactError) -> Refusal:
     code, reason = _CODES[kind], _word(kind)
     if code is grpc.StatusCode.UNAVAILABLE:
         return Refusal(code, "The coordinator is not ready.", reason, _LATER)
+    if error.told:
+        return Refusal(code, error.told, reason)
     return Refusal(code, error.message, reason, error.advice)
 
 
