@@ -302,6 +302,13 @@ def test_joining_goes_through_the_proxy_that_the_environment_names(server, home,
     assert load_site(home).institution == "A"
 
 
+def test_what_no_proxy_names_is_dialled_directly(server, home, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", "localhost")
+    join(server.token(), home)
+    assert load_site(home).institution == "A"
+
+
 def test_what_was_joined_is_checked_when_it_is_read(server, home):
     with pytest.raises(TrustError, match="has not joined"):
         load_site(home)

@@ -5,6 +5,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import grpc
@@ -238,12 +239,14 @@ class Failing(Federation):
     """Raises what it is told to."""
 
     error: BaseException
+    together = threading.Barrier(1)
 
     def Status(self, request, context):
         raise Failing.error
 
     def GetTranscript(self, request, context):
         yield pb.TranscriptLines(lines=[caller().institution])
+        Failing.together.wait()
         yield pb.TranscriptLines(lines=[caller().institution])
         raise Failing.error
 
@@ -299,8 +302,9 @@ def test_an_error_that_nobody_expected_tells_nothing(failing, caplog):
     assert "ZeroDivisionError: secret" in caplog.text
 
 
-def test_a_stream_knows_its_caller_to_its_end_and_ends_in_its_error(failing):
+def test_a_stream_knows_its_caller_to_its_end_and_ends_in_its_error(failing, monkeypatch):
     Failing.error = errors.RunError("There is no more.")
+    monkeypatch.setattr(Failing, "together", threading.Barrier(8))
     keys = {name: failing.member(name).key for name in ("one", "two")}
 
     def heard(name: str) -> list[str]:
@@ -310,8 +314,9 @@ def test_a_stream_knows_its_caller_to_its_end_and_ends_in_its_error(failing):
                 lines.extend(answer.lines)
         return lines
 
-    for name in keys:
-        assert heard(name) == [name, name]
+    with ThreadPoolExecutor(8) as pool:
+        names = [name for name in keys for _ in range(4)]
+        assert list(pool.map(heard, names)) == [[name, name] for name in names]
 
 
 def test_what_a_coordinator_does_not_do_is_said(failing):
@@ -486,6 +491,37 @@ def test_joining_fails_ten_times_a_minute_at_most(fresh):
                 federation.Join(wrong)
         with pytest.raises(AddressError, match="Too many attempts"):
             federation.Join(wrong)
+
+
+def test_joins_whose_request_never_comes_keep_nobody_out(fresh):
+    """Anybody may begin one: they get few threads, and their deadline ends them."""
+    member, never = fresh.member("A"), threading.Event()
+
+    def silence() -> Iterator[bytes]:
+        never.wait()
+        yield from ()
+
+    credentials = grpc.ssl_channel_credentials(fresh.ca)
+    with grpc.secure_channel(fresh.address, credentials) as channel:
+        method = channel.stream_stream("/fedpact.v1.Federation/Join")
+        calls = [method(silence(), timeout=20) for _ in range(16)]
+        wait_for(lambda: sum(call.done() for call in calls) == 12, "all but four are refused")
+        with fresh.calls(member.key) as federation:
+            assert federation.Status(pb.StatusRequest()).institution == "A"
+        assert sum(not call.done() for call in calls) == 4
+        never.set()
+        for call in calls:
+            call.cancel()
+
+        def joins() -> bool:
+            try:
+                with fresh.calls(None) as federation:
+                    return bool(federation.Join(asked).institution)
+            except AddressError:
+                return False
+
+        asked = request(fresh.invite("B"))
+        wait_for(joins, "there is room again")
 
 
 def test_while_superlink_is_away_joining_says_later_and_uses_nothing_up(fresh):

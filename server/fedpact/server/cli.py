@@ -183,6 +183,9 @@ def revoke(
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Withdraw an invitation, or shut an institution out at once: its site and its calls."""
+    from contextlib import suppress
+
+    from fedpact.common.errors import AddressError
     from fedpact.server import institutions
     from fedpact.server.control import Control
     from fedpact.server.home import ServerHome
@@ -192,7 +195,8 @@ def revoke(
     with transaction(server.open_database()) as session:
         node = institutions.revoke(session, name)
     if node is not None and server.serving() is not None:
-        with Control.of(server) as control:
+        # If SuperLink is away it is told when it starts.
+        with suppress(AddressError), Control.of(server) as control:
             control.unregister_node(node)
     console.print(f"{name} may not come in any more.")
 

@@ -9,12 +9,13 @@ nonce is new. (8) Its role may call this method.
 Up to (4) whatever is wrong ends in the one word "unauthenticated"; so does (7). A caller that
 has proven itself is told about its clock, its rate and its role. A nonce is remembered only
 once the call has proven itself: nobody fills that memory in another's name. Join alone needs
-no key: (3), and ten failures a minute from one host.
+no key: (3), ten failures a minute from one host, and four at once from all of them.
 
 Afterwards each of our errors becomes a status, and any other is logged and tells nothing.
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -39,12 +40,21 @@ log = logging.getLogger(__name__)
 LONGEST_SECONDS = 300.0
 PER_SECOND, BURST = 20.0, 100.0
 _FAILURES_PER_MINUTE = 10
-_caller: ContextVar[Caller] = ContextVar("caller")
+# Joins that may be under way at once: each has a thread, and anybody may begin one.
+_JOINS = 4
+_caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
 
 
 def caller() -> Caller:
-    """Who made the call that is being served; in Join there is nobody yet (LookupError)."""
-    return _caller.get()
+    """Who made the call that is being served.
+
+    Raises:
+        LookupError: nobody who is known yet: it is a Join.
+    """
+    found = _caller.get()
+    if found is None:
+        raise LookupError("Nobody is known to call.")
+    return found
 
 
 class Doorkeeper(grpc.ServerInterceptor):
@@ -67,6 +77,7 @@ class Doorkeeper(grpc.ServerInterceptor):
         self._rate = rate or Rate(PER_SECOND, BURST)
         self._nonces = Nonces(2 * TOLERANCE_SECONDS)
         self._failures = Failures(_FAILURES_PER_MINUTE)
+        self._joins = threading.BoundedSemaphore(_JOINS)
 
     def intercept_service(
         self,
@@ -126,11 +137,8 @@ class Doorkeeper(grpc.ServerInterceptor):
         if handler is None:
             raise Refusal(grpc.StatusCode.UNIMPLEMENTED, "There is no such call.")
         # A generator of ours runs from its first to its last step in one thread of the pool.
-        token = _caller.set(found)
-        try:
-            yield from _answer(handler, raw, requests, context)
-        finally:
-            _caller.reset(token)
+        _caller.set(found)
+        yield from _answer(handler, raw, requests, context)
 
     def _admit(
         self,
@@ -189,18 +197,19 @@ class Doorkeeper(grpc.ServerInterceptor):
         host = _host(context)
         if not _has_deadline(context):
             raise WireError(f"A call has a deadline within {LONGEST_SECONDS:.0f} seconds.")
-        if not self._failures.allows(host):
-            raise Refusal(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                "Too many attempts.",
-                "rate",
-                "Wait a minute.",
-            )
+        too_many = Refusal(
+            grpc.StatusCode.RESOURCE_EXHAUSTED, "Too many attempts.", "rate", "Wait a minute."
+        )
+        if not self._failures.allows(host) or not self._joins.acquire(blocking=False):
+            raise too_many
         try:
+            _caller.set(None)
             yield from _answer(handler, next(requests, b""), requests, context)
-        except (TrustError, WireError):
+        except (TrustError, WireError, grpc.RpcError):  # the last: its request never came
             self._failures.count(host)
             raise
+        finally:
+            self._joins.release()
 
 
 def _answer(
