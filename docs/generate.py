@@ -19,9 +19,13 @@ from pydantic_core import PydanticUndefined
 from typer.models import ParameterInfo
 
 from fedpact.client.policy import Policy
-from fedpact.common import errors
+from fedpact.common import errors, statuses
+from fedpact.common.identity import Role
+from fedpact.common.signed_calls import MAX_MESSAGE, TOLERANCE_SECONDS
 from fedpact.common.study import Study
+from fedpact.server.doorkeeper import BURST, LONGEST_SECONDS, PER_SECOND
 from fedpact.server.results import RoundResult, RunResult, SiteResult
+from fedpact.server.roles import ALLOWED
 from fedpact.server.settings import Settings
 from fedpact.simulations.cli import app
 
@@ -284,6 +288,50 @@ def environment_page() -> str:
     )
 
 
+def control_plane_page() -> str:
+    """The control plane: who may call what, and what a refusal says."""
+    roles = list(Role)
+    methods = sorted(ALLOWED, key=lambda method: (not method.startswith("/fedpact"), method))
+    rows = [
+        (f"`{method[1:]}`", *("yes" if role in ALLOWED[method] else "" for role in roles))
+        for method in methods
+    ]
+    words = [
+        (f"`{word}`", f"`{code.name}`", f"`{kind.__name__}`")
+        for word, code, kind in statuses.reasons()
+    ]
+    return _page(
+        [
+            "# Control plane",
+            "",
+            "`fedpact.v1` is gRPC over TLS on `service_port`; its messages are in",
+            "[`federation.proto`](../../common/fedpact/common/v1/federation.proto). Every call is signed",
+            "by the caller's key, as",
+            "[`signed_calls.py`](../../common/fedpact/common/signed_calls.py) says, and has a deadline of",
+            f"at most {LONGEST_SECONDS:.0f} seconds. `Join` alone is not signed: it carries the secret of",
+            "an invitation.",
+            "",
+            "## Who may call what",
+            "",
+            *_table(("method", *roles), rows),
+            "",
+            "## What a refusal says",
+            "",
+            "A caller that has not proven itself gets `UNAUTHENTICATED` and nothing else. Other refusals",
+            f"have a word in the trailing metadata `{statuses.REASON}`; what to do next may be in",
+            f"`{statuses.ADVICE}`.",
+            "",
+            *_table(("reason", "status", "raised by `fedpact` as"), words),
+            "",
+            "## Limits",
+            "",
+            f"- A message has at most {MAX_MESSAGE >> 20} MiB.",
+            f"- A caller may call {PER_SECOND:.0f} times a second in the long run, {BURST:.0f} times at once.",
+            f"- Clocks may differ by {TOLERANCE_SECONDS:.0f} seconds.",
+        ]
+    )
+
+
 def cli_page() -> str:
     """Every command with its arguments and options."""
     lines = [
@@ -310,6 +358,7 @@ PAGES: Final = {
     "study.md": study_page,
     "policy.md": policy_page,
     "server-settings.md": server_page,
+    "control-plane.md": control_plane_page,
     "cli.md": cli_page,
     "exit-codes.md": exit_codes_page,
     "results.md": results_page,

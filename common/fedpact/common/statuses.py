@@ -52,11 +52,15 @@ _CODES: Mapping[type[FedpactError], grpc.StatusCode] = {
     AddressError: grpc.StatusCode.UNAVAILABLE,
     StorageError: grpc.StatusCode.UNAVAILABLE,
 }
+# What the doorkeeper alone says.
+_OWN: Mapping[str, tuple[grpc.StatusCode, type[FedpactError]]] = {
+    "clock": (grpc.StatusCode.FAILED_PRECONDITION, TrustError),
+    "role": (grpc.StatusCode.PERMISSION_DENIED, TrustError),
+    "rate": (grpc.StatusCode.RESOURCE_EXHAUSTED, AddressError),
+}
 _CLASSES: Mapping[str, type[FedpactError]] = {
     **{_word(kind): kind for kind in _CODES},
-    "clock": TrustError,
-    "role": TrustError,
-    "rate": AddressError,
+    **{word: kind for word, (_, kind) in _OWN.items()},
 }
 # gRPC gives what TLS found only as text.
 _UNTRUSTED = re.compile(
@@ -107,6 +111,12 @@ def refusal_of(error: FedpactError) -> Refusal:
     if error.told:
         return Refusal(code, error.told, reason)
     return Refusal(code, error.message, reason, error.advice)
+
+
+def reasons() -> list[tuple[str, grpc.StatusCode, type[FedpactError]]]:
+    """Every reason: its word, its status, and the error that it becomes at the client."""
+    own = [(word, code, kind) for word, (code, kind) in _OWN.items()]
+    return own + [(_word(kind), code, kind) for kind, code in _CODES.items()]
 
 
 def error_of(error: grpc.RpcError, address: str) -> FedpactError:
