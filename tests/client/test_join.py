@@ -319,3 +319,14 @@ def test_what_was_joined_is_checked_when_it_is_read(server, home):
     home.site.write_text("institution = 1")
     with pytest.raises(TrustError, match="cannot be read"):
         load_site(home)
+
+
+def test_an_auditor_needs_no_rules_for_data(server, home):
+    server.answer = lambda: pb.JoinResponse(**ANSWER | {"role": "auditor", "node_id": ""})
+    arguments = ["join", server.token(role="auditor"), "--home", str(home.folder)]
+    joined = CliRunner().invoke(client_app, arguments)
+    assert "as auditor" in joined.output
+    assert not home.policy.exists()
+    served = CliRunner().invoke(client_app, ["up", "--home", str(home.folder)])
+    assert isinstance(served.exception, TrustError)
+    assert "runs no site" in served.exception.message

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from starlette.applications import Starlette
+from typer.testing import CliRunner
 
 from fedpact.client import rotate as rotating
+from fedpact.client.cli import client_app
 from fedpact.client.home import ClientHome
 from fedpact.client.join import join, load_site
 from fedpact.client.rotate import rotate
@@ -163,3 +165,11 @@ def test_whoever_was_shut_out_stays_out(plane, home):
     plane.callers.forget()
     with pytest.raises(TrustError, match="does not accept our key"):
         rotate(home)
+
+
+def test_on_the_command_line_it_says_that_a_daemon_goes_on(home):
+    before = public_bytes(load_site(home).signing_key)
+    done = CliRunner().invoke(client_app, ["rotate", "--home", str(home.folder)])
+    assert done.exit_code == 0, done.output
+    assert "A has new keys" in done.output
+    assert public_bytes(load_site(home).signing_key) != before

@@ -99,3 +99,11 @@ def test_a_new_certificate_leaves_the_ca_as_it_is(run):
 def test_without_a_coordinator_every_verb_says_how_to_make_one(run, arguments):
     with pytest.raises(UsageError, match="`fedpact server init"):
         run(*arguments)
+
+
+@pytest.mark.parametrize("role", ["data-holder", "researcher", "auditor"])
+def test_a_token_says_as_what_one_is_invited(run, role):
+    run("init", "--port", "9000", "--service-port", "9001")
+    invitation = Invitation.decode(run("invite", "A", "--sector", "academia", "--role", role))
+    assert (invitation.role, invitation.service) == (role, "localhost:9001")
+    assert json.loads(run("institutions", "--format", "json"))[0]["role"] == role
