@@ -28,7 +28,7 @@ REQUEST = update_request(STUDY, WEIGHTS)
 UPDATE = wire.pack(update_header(WEIGHTS), WEIGHTS)
 KEY = identity.new_signing_key()
 DECISION = Decision.make(KEY, "Clinic", STUDY.digest, "approve", "It is fine.")
-TOKEN = Invitation("host:1", "a" * 64, "Clinic", new_secret()).encode()
+TOKEN = Invitation("host:1", "host:2", "a" * 64, "Clinic", "data-holder", new_secret()).encode()
 
 fuzz = settings(
     max_examples=150,
