@@ -331,10 +331,15 @@ def test_a_data_set_that_changed_is_refused_and_what_it_says_stays_at_home(bench
     assert "notes" in bench.departures()[-1].summary["reason"]
 
 
-def test_labels_that_the_study_does_not_know_are_refused_and_stay_at_home(bench):
-    refusal = bench.refusal(bench.tiny.study(task={"labels": ["mild", "other"]}))
+def test_labels_that_the_study_does_not_know_are_refused_and_stay_at_home(bench, caplog):
+    with caplog.at_level("DEBUG"):
+        refusal = bench.refusal(bench.tiny.study(task={"labels": ["mild", "other"]}))
     assert refusal.code == "data"
     assert "severe" not in refusal.reason
+    # Nor in the log, which travels: only in the site's own database.
+    assert "refused (data)" in caplog.text
+    assert "severe" not in caplog.text
+    assert "severe" in bench.departures()[-1].summary["reason"]
 
 
 def test_another_base_model_is_refused(bench):

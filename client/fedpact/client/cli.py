@@ -54,21 +54,27 @@ def rotate(home: HomeOption = DEFAULT_HOME) -> None:
 
 
 @client_app.command()
-def up(home: HomeOption = DEFAULT_HOME) -> None:
+def up(
+    home: HomeOption = DEFAULT_HOME,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="FEDPACT_METRICS_PORT",
+            min=1,
+            max=65535,
+            help="Serve metrics for Prometheus on this port, of loopback unless told otherwise.",
+        ),
+    ] = None,
+) -> None:
     """Serve: answer the coordinator's requests, within your policy, until stopped."""
-    import logging
     import os
 
     from fedpact.client.home import ClientHome
+    from fedpact.common import logs
 
     # A base model comes from this machine; what it asks the hub for beside that is noise.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    logging.basicConfig(
-        level=os.environ.get("FEDPACT_LOG_LEVEL", "INFO"),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    for library in ("alembic", "httpx"):
-        logging.getLogger(library).setLevel(logging.WARNING)
+    logs.configure()
     from fedpact.client.up import up as serve
 
-    serve(ClientHome.at(home))
+    serve(ClientHome.at(home), metrics_port=metrics_port)

@@ -27,7 +27,7 @@ from fedpact.common.errors import PolicyError, TrainingError, WireError
 
 _KEPT = 16
 _KEPT_AT_HOME = {
-    "data": "The data set cannot be used for this study; the site's own log says why.",
+    "data": "The data set cannot be used for this study; `fedpact client departures` there says why.",
     "model": "The base model cannot be used for this study; the site's own log says why.",
     "training": "Training failed; the site's own log says why.",
 }

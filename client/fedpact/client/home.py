@@ -8,6 +8,8 @@
     policy.toml     what the institution allows; read here only
     cache/          tokenised records
     outbox/         the last packets that left, for requests that come twice
+    up.lock         held by the daemon while it serves
+    status.json     what the daemon says of itself; only while it serves
 
 Only the owner may read any of it: folders are 0700, files 0600.
 """
@@ -103,6 +105,16 @@ class ClientHome:
     def outbox(self) -> Path:
         """The last packets that left."""
         return self.folder / "outbox"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the daemon that serves."""
+        return self.folder / "up.lock"
+
+    @property
+    def status(self) -> Path:
+        """What the daemon says of itself."""
+        return self.folder / "status.json"
 
     def create(self) -> None:
         """Make the folders, for the owner only; those that exist stay.

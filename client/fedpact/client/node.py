@@ -86,8 +86,27 @@ class Coordinator:
     node_id: int
 
 
+class Watcher:
+    """Is told what becomes of the connection; this one does nothing with it."""
+
+    def connected(self) -> None:
+        """The coordinator has let us in."""
+
+    def heard(self) -> None:
+        """The coordinator has answered."""
+
+    def lost(self) -> None:
+        """The connection is gone."""
+
+
+_NOBODY = Watcher()
+
+
 def serve(
-    coordinator: Callable[[], Coordinator], answer: Answer, stop: threading.Event
+    coordinator: Callable[[], Coordinator],
+    answer: Answer,
+    stop: threading.Event,
+    watcher: Watcher = _NOBODY,
 ) -> None:
     """Answer requests until `stop` is set, whatever the connection does.
 
@@ -96,6 +115,7 @@ def serve(
             they may have changed.
         answer: makes a reply of a request.
         stop: set it to end, within a moment.
+        watcher: is told what becomes of the connection.
     """
     shortest, longest = _RETRY_SECONDS
     rest = shortest
@@ -110,8 +130,10 @@ def serve(
                 log.info("connected to %s", present.address)
                 node_id = present.node_id
                 rest = shortest
-                _serve_link(link, hand, answer, stop)
+                watcher.connected()
+                _serve_link(link, hand, answer, stop, watcher)
         except _CONNECTION_ERRORS as error:
+            watcher.lost()
             log.warning(
                 "no connection to %s: %s; trying again in %.0f s",
                 present.address,
@@ -236,7 +258,13 @@ def _beat(client: FleetHttpClient, node: Node) -> bool:
     return True
 
 
-def _serve_link(link: _Link, hand: _Hand, answer: Answer, stop: threading.Event) -> None:
+def _serve_link(
+    link: _Link,
+    hand: _Hand,
+    answer: Answer,
+    stop: threading.Event,
+    watcher: Watcher = _NOBODY,
+) -> None:
     shortest, longest = _POLL_SECONDS
     rest = shortest
     while not stop.is_set():
@@ -244,6 +272,7 @@ def _serve_link(link: _Link, hand: _Hand, answer: Answer, stop: threading.Event)
             _finish(link, hand, answer)
             continue
         response = link.client.PullMessages(PullMessagesRequest(node=link.node))
+        watcher.heard()
         if response.messages_list:
             hand.message = message_from_proto(response.messages_list[0])
             hand.tree, hand.reply = response.message_object_trees[0], None

@@ -23,7 +23,7 @@ from fedpact.client.policy import Policy
 from fedpact.client.policy_check import check, check_hours
 from fedpact.client.validation import Split
 from fedpact.client.workbench import Workbench
-from fedpact.common import accounting, wire
+from fedpact.common import accounting, logs, wire
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import (
     BudgetError,
@@ -89,17 +89,22 @@ class Site:
         except WireError as error:
             return self._refuse(_UNREADABLE, error)
         head = request.model_dump(include={"run", "round", "study_digest"})
-        try:
-            return self._answer(request, weights)
-        except tuple(_CODES) as error:
-            return self._refuse(head, error)
-        except StorageError:
-            raise
-        except Exception as error:
-            # Whatever a coordinator sends, the daemon goes on: one that it can end is not
-            # resident. What went wrong is in the log, with where; the refusal does not say.
-            log.exception("run %s round %d: not foreseen", request.run, request.round)
-            return self._refuse(head, TrainingError(f"Not foreseen: {type(error).__name__}."))
+        with logs.about(
+            site=self.name, study=request.study_digest, run=request.run, round=request.round
+        ):
+            try:
+                return self._answer(request, weights)
+            except tuple(_CODES) as error:
+                return self._refuse(head, error)
+            except StorageError:
+                raise
+            except Exception as error:
+                # Whatever a coordinator sends, the daemon goes on: one that it can end is not
+                # resident. What went wrong is in the log, with where; the refusal does not say.
+                log.exception("run %s round %d: not foreseen", request.run, request.round)
+                return self._refuse(
+                    head, TrainingError(f"Not foreseen: {type(error).__name__}.")
+                )
 
     def _answer(self, request: wire.RequestHeader, weights: Weights) -> wire.Packet:
         study = _study(request)
@@ -188,12 +193,10 @@ class Site:
         refusal = wire.Refusal.model_validate(
             {**head, "code": code, "reason": str(error)[: wire.MAX_REASON]}
         )
+        # What is wrong with records may quote them, and logs travel: it stays in the database.
+        why = "`fedpact client departures` says why" if code == "data" else refusal.reason
         log.warning(
-            "run %s round %d: refused (%s): %s",
-            refusal.run,
-            refusal.round,
-            code,
-            refusal.reason,
+            "run %s round %d: refused (%s): %s", refusal.run, refusal.round, code, why
         )
         return self.gate.refuse(refusal, error.told)
 

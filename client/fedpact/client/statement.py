@@ -4,7 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedpact.client.datasets import Dataset
+from fedpact.client import policy as policies
+from fedpact.client.datasets import Dataset, Datasets
+from fedpact.client.home import ClientHome
 from fedpact.client.ledger import Ledger, Reservation
 from fedpact.client.policy import Policy
 
@@ -69,6 +71,21 @@ def statement(ledger: Ledger, dataset: Dataset, policy: Policy) -> Statement:
     return Statement(
         dataset.name, lines, ledger.spent(dataset.name, delta), delta, policy.max_epsilon
     )
+
+
+def statements(home: ClientHome) -> list[Statement]:
+    """What every data set of a site has spent.
+
+    Raises:
+        PolicyError: the site's policy is not valid.
+        StorageError: the ledger cannot be read.
+    """
+    engine = home.open_database()
+    try:
+        rules, ledger = policies.load(home.policy), Ledger(engine)
+        return [statement(ledger, dataset, rules) for dataset in Datasets(engine).list()]
+    finally:
+        engine.dispose()
 
 
 def as_json(statements: Sequence[Statement]) -> dict[str, object]:

@@ -19,10 +19,11 @@ from fedpact.client.join import load_site
 from fedpact.client.ledger import Ledger
 from fedpact.client.record_cache import encode
 from fedpact.client.site import Site
+from fedpact.client.statement import statements
 from fedpact.client.validation import Split, split
 from fedpact.client.workbench import Workbench
+from fedpact.common import logs, scrape, wire
 from fedpact.common import model as models
-from fedpact.common import wire
 from fedpact.common.errors import DataError, TrustError
 from fedpact.common.study import Study
 
@@ -96,15 +97,23 @@ def take_share(rules: policy.Policy) -> None:
         torch.cuda.set_per_process_memory_fraction(rules.gpu_memory_fraction, device)
 
 
-def up(home: ClientHome) -> None:
+def up(home: ClientHome, *, metrics_port: int | None = None) -> None:
     """Serve until told to stop, by SIGTERM or Ctrl-C.
+
+    Args:
+        home: the site's folder.
+        metrics_port: where to serve metrics; None: nowhere.
 
     Raises:
         PolicyError: the policy file is not valid.
         TrustError: the site has not joined, or a key cannot be used.
+        UsageError: another daemon serves from this folder.
+        AddressError: the metrics cannot be served.
         StorageError: the site's database or disk fails.
     """
     from fedpact.client import node
+    from fedpact.client.daemon import Daemon, alone
+    from fedpact.client.metrics import ClientMetrics, MeteredWorkbench
 
     joined = load_site(home)
     if joined.keys is None:
@@ -113,17 +122,6 @@ def up(home: ClientHome) -> None:
             advice="Only data holders do.",
         )
     take_share(policy.load(home.policy))
-    site = build_site(home, joined.institution, Workbench())
-
-    def answer(packet: wire.Packet) -> wire.Packet:
-        reply = site.answer(packet)
-        give_back_memory()
-        return reply
-
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    log.info("%s serves; the ledger and the gate are in %s", site.name, home.folder)
     last = joined
 
     def coordinator() -> node.Coordinator:
@@ -136,5 +134,21 @@ def up(home: ClientHome) -> None:
         assert last.keys is not None  # noqa: S101 - a role does not change
         return node.Coordinator(last.address, last.ca, last.keys, last.node_id)
 
-    node.serve(coordinator, answer, stop)
-    log.info("%s has stopped", site.name)
+    metrics, stop = ClientMetrics(), threading.Event()
+    with alone(home), logs.about(site=joined.institution):
+        site = build_site(home, joined.institution, MeteredWorkbench(metrics))
+
+        def answer(packet: wire.Packet) -> wire.Packet:
+            reply = site.answer(packet)
+            give_back_memory()
+            return reply
+
+        if scrape.stays_here():
+            metrics.show_spending(lambda: statements(home))
+        daemon = Daemon(home, metrics)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        with scrape.serving(metrics.registry, metrics_port):
+            log.info("%s serves; the ledger and the gate are in %s", site.name, home.folder)
+            node.serve(coordinator, daemon.watched(answer), stop, daemon)
+        log.info("%s has stopped", site.name)

@@ -117,10 +117,12 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Conduct the run that the coordinator wrote down."""
+    from fedpact.common import logs
     from fedpact.server import institutions, runs
     from fedpact.server.conduct import conduct
     from fedpact.server.home import ServerHome
 
+    logs.configure()
     look_again_soon()
     home = ServerHome(Path(str(context.run_config[HOME_KEY])))
     run = str(context.run_config[RUN_KEY])

@@ -81,8 +81,7 @@ def init(
 @server_app.command()
 def up(home: HomeOption = DEFAULT_HOME) -> None:
     """Run the coordinator until it is interrupted."""
-    import logging
-
+    from fedpact.common import logs
     from fedpact.server import runs
     from fedpact.server.home import ServerHome
     from fedpact.server.up import up as run
@@ -94,11 +93,7 @@ def up(home: HomeOption = DEFAULT_HOME) -> None:
         for view in runs.interrupt(engine):
             say(f"Run {view.id} of {view.study.study.name} is {view.status}: {view.message}")
 
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    for library in ("alembic", "httpx", "uvicorn"):
-        logging.getLogger(library).setLevel(logging.WARNING)
+    logs.configure()
     run(ServerHome(home), notice=say, after_start=say_what_became_of_runs)
 
 

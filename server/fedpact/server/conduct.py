@@ -1,13 +1,14 @@
 """Everything one run needs, put together: the same for SuperLink and for a simulation."""
 
+import logging
 from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy import Engine
 from torch import nn
 
+from fedpact.common import logs, tabular, tasks
 from fedpact.common import model as models
-from fedpact.common import tabular, tasks
 from fedpact.common.adapter import Weights
 from fedpact.common.database import disk_errors
 from fedpact.common.errors import DataError, FedpactError, RunError, StorageError
@@ -16,6 +17,8 @@ from fedpact.common.records import EncodedRecords
 from fedpact.common.study import Study
 from fedpact.server import runs
 from fedpact.server.rounds import Conductor, Exchange, Measure
+
+log = logging.getLogger(__name__)
 
 
 def conduct(
@@ -45,6 +48,19 @@ def conduct(
     if not runs.set_status(engine, run, "running"):
         # SuperLink may come back to a run that it had not begun when it was killed.
         raise RunError(f"The run {run} has ended already.")
+    with logs.about(study=study.digest, run=run):
+        return _conduct(engine, run, study, folder, exchange, artifacts, model)
+
+
+def _conduct(
+    engine: Engine,
+    run: str,
+    study: Study,
+    folder: Path,
+    exchange: Exchange,
+    artifacts: Path,
+    model: nn.Module | None,
+) -> Path:
     record = runs.RunRecord(engine, run, artifacts)
     adapter = artifacts / run
     try:
@@ -58,11 +74,13 @@ def conduct(
             models.save_peft(adapter, weights, study)
     except Exception as error:
         why = str(error) if isinstance(error, FedpactError) else repr(error)
+        log.error("the run has failed: %s", why)  # noqa: TRY400 - whoever started it sees where
         with suppress(StorageError):  # a full disk must not hide what ended the run
             runs.set_status(engine, run, "failed", why)
         raise
     runs.set_adapter(engine, run, adapter)
     runs.set_status(engine, run, "stopped" if record.should_stop() else "completed")
+    log.info("the run has ended; its adapter is %s", adapter)
     return adapter
 
 

@@ -4,6 +4,7 @@ Each write is one committed transaction, so that whoever reads sees whole steps,
 coordinator killed between two of them knows on restart where it was.
 """
 
+import logging
 import os
 import secrets
 from collections import defaultdict
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine, select, update
 
+from fedpact.common import logs
 from fedpact.common.adapter import Weights
 from fedpact.common.database import storage_error
 from fedpact.common.errors import RunError
@@ -23,6 +25,8 @@ from fedpact.common.study import Study
 from fedpact.server.rounds import Answer
 from fedpact.server.run_tables import AnswerRow, RoundRow, RunRow, StudyRow
 from fedpact.server.tables import transaction
+
+log = logging.getLogger(__name__)
 
 UNDER_WAY = ("waiting", "running")
 
@@ -160,6 +164,8 @@ class RunRecord:
                 AnswerRow(run=self._run, number=number, institution=name, state="asked")
                 for name in sorted(asked)
             )
+        with logs.about(round=number):
+            log.info("round %d: %d sites are asked", number, len(asked))
 
     def admitted(self, number: int, institution: str, change: Weights, weight: float) -> None:
         """Keep a change that counts, so that an audit can aggregate it again."""
@@ -178,11 +184,17 @@ class RunRecord:
                 )
                 .values(**asdict(answer))
             )
+        with logs.about(round=number, site=institution):
+            # The reason is the site's text: it must not look like lines of ours.
+            why = " ".join(answer.reason.split())
+            log.info("round %d: %s: %s %s", number, institution, answer.state, why)
 
     def round_ended(self, number: int, weights: Weights, seconds: float) -> None:
         """The round counts: keep the adapter, named by its digest, then write it down."""
         self._keep(weights)
         self._update_round(number, seconds=seconds, adapter_digest=weights.digest)
+        with logs.about(round=number):
+            log.info("round %d: ended after %.1f s", number, seconds)
 
     def measured(self, number: int, metrics: Metrics) -> None:
         """The adapter after this round was measured on the public test set."""

@@ -1,0 +1,90 @@
+"""Log lines: one place that says how they look, and what each is about.
+
+(1) `configure` is called once, by whatever process serves: a site's daemon, the coordinator,
+and the process of a run. (2) Text is for people, JSON lines are for collectors. (3) Libraries
+speak up only when something is wrong. (4) What a line is about is set where it is known
+(`about`), and stands in every JSON line written meanwhile. (5) A line names runs, rounds,
+rules and files; never the text of a record.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Final
+
+from fedpact.common.errors import UsageError
+
+FORMAT_VARIABLE = "FEDPACT_LOG_FORMAT"
+LEVEL_VARIABLE = "FEDPACT_LOG_LEVEL"
+_TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+_FORMATS = ("text", "json")
+_NOISY: Final = ("alembic", "datasets", "filelock", "httpcore", "httpx", "urllib3", "uvicorn")
+
+_about: ContextVar[Mapping[str, str | int]] = ContextVar("about", default=MappingProxyType({}))
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, and what the line is about."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write a record as a JSON object without line breaks."""
+        line: dict[str, str | int] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(
+                timespec="milliseconds"
+            ),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_about.get(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def configure() -> None:
+    """Have this process log to standard error, as the environment says.
+
+    `FEDPACT_LOG_FORMAT` is `text` (the default) or `json`; `FEDPACT_LOG_LEVEL` is a level.
+
+    Raises:
+        UsageError: one of them is something else.
+    """
+    format_ = _chosen(FORMAT_VARIABLE, "text", _FORMATS)
+    level = _chosen(LEVEL_VARIABLE, "INFO", _LEVELS)
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines() if format_ == "json" else logging.Formatter(_TEXT))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for library in _NOISY:
+        logging.getLogger(library).setLevel(logging.WARNING)
+
+
+@contextmanager
+def about(**what: str | int) -> Iterator[None]:
+    """Say what every line written meanwhile is about, beside what is known already.
+
+    Args:
+        what: of `study` (its digest), `run`, `round` and `site`, those that are known.
+    """
+    token = _about.set({**_about.get(), **what})
+    try:
+        yield
+    finally:
+        _about.reset(token)
+
+
+def _chosen(variable: str, default: str, known: tuple[str, ...]) -> str:
+    value = os.environ.get(variable) or default
+    found = next((name for name in known if name.lower() == value.lower()), None)
+    if found is None:
+        raise UsageError(
+            f"{variable} is {value!r}.",
+            advice=f"It can be {', '.join(known[:-1])} or {known[-1]}.",
+        )
+    return found
