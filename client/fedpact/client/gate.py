@@ -13,6 +13,7 @@ Nothing is sent but what `release`, `refuse` or `resend` returned, and in this o
 """
 
 import hashlib
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,26 @@ _KEPT_AT_HOME = {
     "model": "The base model cannot be used for this study; the site's own log says why.",
     "training": "Training failed; the site's own log says why.",
 }
+
+
+@dataclass(frozen=True)
+class Departure:
+    """Something that has left.
+
+    Attributes:
+        kind: update, refusal, or failure (the refusal of a round in which training failed).
+        bytes: header and array together.
+        sha256: of exactly the bytes that left.
+        reason: why it was refused, in full; what left may say less. Empty for an update.
+    """
+
+    at: datetime
+    run: str
+    round: int
+    kind: str
+    bytes: int
+    sha256: str
+    reason: str
 
 
 class Gate:
@@ -147,6 +168,38 @@ class Gate:
                 )
                 or 0
             )
+
+    def departures(self, last: int | None = None) -> list[Departure]:
+        """What has left, the oldest first; with `last`, only so many of the newest.
+
+        Raises:
+            StorageError: the database cannot be read.
+        """
+        with reading(self._engine) as session:
+            newest = select(DepartureRow).order_by(DepartureRow.id.desc()).limit(last)
+            rows = list(session.scalars(newest))
+        return [
+            Departure(
+                r.at, r.run, r.round, r.kind, r.bytes, r.sha256, r.summary.get("reason", "")
+            )
+            for r in reversed(rows)
+        ]
+
+    def totals(self) -> dict[str, int]:
+        """How much has left: updates, refusals and failures, and bytes together.
+
+        Raises:
+            StorageError: the database cannot be read.
+        """
+        found = {"updates": 0, "refusals": 0, "failures": 0, "bytes": 0}
+        kinds = select(
+            DepartureRow.kind, func.count(), func.coalesce(func.sum(DepartureRow.bytes), 0)
+        ).group_by(DepartureRow.kind)
+        with reading(self._engine) as session:
+            for kind, count, size in session.execute(kinds):
+                found[f"{kind}s"] = count
+                found["bytes"] += int(size)
+        return found
 
     def _depart(
         self,

@@ -4,6 +4,7 @@ What a data set has spent is the site's secret. It is among the metrics only whi
 endpoint stays on loopback; elsewhere it is left out.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -15,9 +16,12 @@ from fedpact.client.trainer import Trained
 from fedpact.client.workbench import Workbench
 from fedpact.common import wire
 from fedpact.common.adapter import Weights
+from fedpact.common.errors import FedpactError
 from fedpact.common.mechanism import SubsampledGaussian
 from fedpact.common.records import EncodedRecords
 from fedpact.common.study import Study
+
+log = logging.getLogger(__name__)
 
 _SECONDS = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600)
 
@@ -89,7 +93,12 @@ class _Spending(Collector):
             "ε that the policy lets a data set spend over its lifetime.",
             labels=["dataset"],
         )
-        for statement in self._statements():
+        try:
+            statements = list(self._statements())
+        except FedpactError as error:
+            log.warning("a scrape is not whole: %s", error)
+            return
+        for statement in statements:
             spent.add_metric([statement.dataset], statement.epsilon)
             cap.add_metric([statement.dataset], statement.cap)
         yield spent

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -32,6 +33,7 @@ from flwr.proto.fleet_pb2 import (
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
+from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
@@ -57,6 +59,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedpact.common import wire
+from fedpact.common.errors import AddressError, TrustError
 from fedpact.common.wire import RECORD
 
 log = logging.getLogger(__name__)
@@ -64,6 +67,10 @@ log = logging.getLogger(__name__)
 _POLL_SECONDS = (0.05, 0.5)  # the shortest and the longest rest between two looks
 _RETRY_SECONDS = (1.0, 30.0)
 _CONNECTION_ERRORS = (httpx.HTTPError, ObjectPullError, ObjectPushError, OSError)
+
+_NOT_ACCEPTED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
+# The version of Flower that this site speaks.
+FLOWER_VERSION = version("flwr")
 
 KeyPair = tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]
 Answer = Callable[[wire.Packet], wire.Packet]
@@ -84,6 +91,51 @@ class Coordinator:
     ca: bytes
     keys: KeyPair
     node_id: int
+
+
+def knock(coordinator: Coordinator) -> None:
+    """Make sure that SuperLink takes calls with this site's key, and change nothing by it.
+
+    A run that does not exist is asked for: SuperLink says so only to a node whose signature
+    and number it has checked. (A heartbeat would make a site that is down look online.)
+
+    Raises:
+        TrustError: the key is not accepted.
+        AddressError: gateway or SuperLink do not answer.
+    """
+    private_key, public_key = coordinator.keys
+    with FleetHttpClient.from_server_address(
+        coordinator.address,
+        insecure=False,
+        root_certificates=coordinator.ca,
+        interceptors=[
+            RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+            NodeAuthHttpInterceptor(private_key, public_key),
+        ],
+    ) as client:
+        try:
+            client.GetRun(GetRunRequest(node=Node(node_id=coordinator.node_id), run_id=0))
+        except httpx.HTTPStatusError as error:
+            answer = error.response
+            if answer.status_code in _NOT_ACCEPTED:
+                raise TrustError(
+                    "The coordinator does not accept this site's key.",
+                    advice="Ask it whether the site was revoked; then join with a new token.",
+                ) from error
+            if "code" not in _json(answer):  # not SuperLink's own answer
+                raise AddressError(
+                    f"SuperLink does not answer: {_reason(error)}.",
+                    advice="Wait a minute; then the coordinator must look at its SuperLink.",
+                ) from error
+        except httpx.TransportError as error:
+            raise AddressError(f"The gateway does not answer: {_reason(error)}.") from error
+
+
+def _json(response: httpx.Response) -> dict[str, object]:
+    try:
+        return dict(response.json())
+    except (ValueError, TypeError):
+        return {}
 
 
 class Watcher:
@@ -162,7 +214,7 @@ class _Hand:
 def _reason(error: Exception) -> str:
     if isinstance(error, httpx.HTTPStatusError):
         match error.response.status_code:
-            case httpx.codes.UNAUTHORIZED | httpx.codes.FORBIDDEN:
+            case status if status in _NOT_ACCEPTED:
                 return "the coordinator does not accept this site's key (was it revoked?)"
             case httpx.codes.BAD_GATEWAY | httpx.codes.SERVICE_UNAVAILABLE:
                 return "the coordinator is starting or its SuperLink is away"

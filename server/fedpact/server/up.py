@@ -17,19 +17,21 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy import Engine
 
+from fedpact.common import scrape
 from fedpact.common.certificates import write_private
 from fedpact.common.errors import FedpactError, TrustError, UsageError
 from fedpact.server import institutions
 from fedpact.server.callers import Callers
-from fedpact.server.control import Control
+from fedpact.server.control import Control, Node
 from fedpact.server.doorkeeper import Doorkeeper
 from fedpact.server.gateway import Doors, create_app, superlink_client
 from fedpact.server.home import ServerHome, Serving, load_signing_key, make_folders
 from fedpact.server.listener import GatewayServer, bind
+from fedpact.server.metrics import ServerMetrics, State
 from fedpact.server.renewal import Renewal
 from fedpact.server.service import Federation, Plane, Service
 from fedpact.server.settings import Settings
@@ -54,6 +56,7 @@ def up(
     *,
     notice: Callable[[str], None] = print,
     after_start: AfterStart = lambda _engine, _control: None,
+    metrics_port: int | None = None,
 ) -> None:
     """Run the coordinator until SIGTERM or SIGINT; call it in the main thread.
 
@@ -62,6 +65,7 @@ def up(
         notice: told, in one line, when it is ready.
         after_start: called each time that SuperLink has started, before sites can reach it:
             it may say what became of the runs, and start those again that were interrupted.
+        metrics_port: where to serve metrics; None: nowhere.
 
     Raises:
         UsageError: the folder holds no coordinator, or another process serves it.
@@ -80,7 +84,9 @@ def up(
         coordinator = _Coordinator(
             home, settings, engine, superlink, keys, service, after_start
         )
-        asyncio.run(coordinator.run(listener, notice))
+        coordinator.metrics.show_state(State(home, engine, coordinator.nodes))
+        with scrape.serving(coordinator.metrics.registry, metrics_port):
+            asyncio.run(coordinator.run(listener, notice))
         engine.dispose()
 
 
@@ -138,6 +144,12 @@ class _Coordinator:
     keys: "_Keys"
     service: Service
     after_start: AfterStart
+    metrics: ServerMetrics = field(default_factory=ServerMetrics)
+
+    def nodes(self) -> list[Node]:
+        """The sites that SuperLink knows at this moment."""
+        with Control(self.superlink.address, self.home.ca) as control:
+            return control.nodes()
 
     async def run(self, listener: socket.socket, notice: Callable[[str], None]) -> None:
         stop = asyncio.Event()
@@ -172,7 +184,9 @@ class _Coordinator:
         )
         async with superlink_client(self.home.ca) as client:
             gateway = GatewayServer(
-                create_app(doors, client), self.home.server_certificate, self.home.server_key
+                self.metrics.counted(create_app(doors, client)),
+                self.home.server_certificate,
+                self.home.server_key,
             )
             serving = asyncio.create_task(gateway.serve(sockets=[listener]))
             watching = asyncio.create_task(self._keep_up())
@@ -252,6 +266,7 @@ class _Coordinator:
             except FedpactError as error:
                 log.error("%s", error)  # noqa: TRY400 - no traceback for what we raise
             else:
+                self.metrics.superlink_restarts.inc()
                 log.info("SuperLink is up again")
 
 

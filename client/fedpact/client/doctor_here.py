@@ -1,0 +1,178 @@
+"""The doctor's checks of this machine: keys, disk, database, policy, data, models, device."""
+
+import shutil
+import warnings
+from pathlib import Path
+
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from fedpact.client import policy as policies
+from fedpact.client.datasets import Datasets, require_unchanged
+from fedpact.client.doctor import Finding, Patient
+from fedpact.client.home import MIGRATIONS
+from fedpact.common import certificates
+from fedpact.common.database import revisions, storage_error
+from fedpact.common.errors import DataError, TrustError
+
+_OTHERS = 0o077
+_GIB = 1 << 30
+_LEAST_FREE = _GIB // 10
+_VERSION_TABLE = "fedpact_client_version"
+_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+def joined(patient: Patient) -> Finding:
+    """Whether this site has joined a coordinator."""
+    site = patient.site
+    return Finding("ok", f"{site.institution} has joined {site.address}")
+
+
+def keys(patient: Patient) -> Finding:
+    """Whether the site's keys are there, belong together, and are nobody else's to read."""
+    home = patient.home
+    private = certificates.load_private_key(home.private_key)
+    try:
+        written = home.public_key.read_bytes()
+    except OSError as error:
+        raise TrustError(f"{home.public_key} cannot be read: {error.strerror}.") from error
+    if written != certificates.public_pem(private.public_key()):
+        raise TrustError(
+            f"{home.public_key} is not the public key of {home.private_key}.",
+            advice="Take both from the same backup, or join anew with a new token.",
+        )
+    open_ = [p for p in (home.folder, home.private_key) if p.stat().st_mode & _OTHERS]
+    if open_:
+        names = " and ".join(str(path) for path in open_)
+        advice = f"chmod 700 {home.folder} && chmod 600 {home.private_key}"
+        return Finding("wrong", f"{names} can be read by others than the owner", advice)
+    return Finding("ok", f"{home.private_key.name} is there, for its owner alone")
+
+
+def disk(patient: Patient) -> Finding:
+    """Whether there is space in the folder and in the cache."""
+    existing = [path for path in (patient.home.folder, patient.home.cache) if path.exists()]
+    if not existing:
+        return Finding("warn", f"there is no folder {patient.home.folder} yet")
+    free = min(shutil.disk_usage(path).free for path in existing)
+    found, advice = f"{free / _GIB:.1f} GiB are free", f"Make space in {patient.home.folder}."
+    if free < _LEAST_FREE:
+        return Finding("wrong", found, advice)
+    return Finding("warn", found, advice) if free < _GIB else Finding("ok", found)
+
+
+def database(patient: Patient) -> Finding:
+    """Whether the database can be written, and is of this fedpact."""
+    home = patient.home
+    file = home.folder / "fedpact.db"
+    if not home.database and not file.exists():
+        return Finding("ok", "there is none yet; the first data set makes it")
+    try:
+        engine = create_engine(home.database_url)
+        try:
+            here, newest = revisions(engine, MIGRATIONS, _VERSION_TABLE)
+            _require_writable(engine)
+        finally:
+            engine.dispose()
+    except SQLAlchemyError as error:
+        raise storage_error(error) from error
+    if here != newest:
+        return Finding(
+            "warn",
+            f"its tables are at {here or 'nothing'}, this fedpact's are at {newest}",
+            "Any command that opens it brings it up to date. Was it written by a newer one?",
+        )
+    return Finding("ok", f"it can be written; its tables are at {here}")
+
+
+def policy(patient: Patient) -> Finding:
+    """Whether the site's rules can be read."""
+    rules = policies.load(patient.home.policy)
+    if not patient.home.policy.exists():
+        return Finding("warn", "there is none: the defaults hold", "Write a policy.toml.")
+    if not rules.require_dp:
+        return Finding("warn", "it lets updates leave that are not private", "Read require_dp.")
+    return Finding("ok", f"it is valid; a data set may spend ε = {rules.max_epsilon:g}")
+
+
+def datasets(patient: Patient) -> Finding:
+    """Whether every data set is still what was registered."""
+    engine = create_engine(patient.home.database_url)
+    try:
+        known = Datasets(engine).list() if _has_tables(engine) else []
+    finally:
+        engine.dispose()
+    if not known:
+        return Finding("warn", "there are none", "`fedpact client dataset add NAME FILE`")
+    problems = []
+    for dataset in known:
+        try:
+            require_unchanged(dataset)
+        except DataError as error:
+            problems.append(error)
+    if problems:
+        advice = " ".join(filter(None, (problem.advice for problem in problems)))
+        raise DataError(
+            " ".join(problem.message for problem in problems),
+            advice=advice or "Put the file back, or add its data set anew.",
+        )
+    return Finding("ok", f"{', '.join(dataset.name for dataset in known)}: unchanged")
+
+
+def models(patient: Patient) -> Finding:
+    """Whether the base models are on this machine, and are the ones that are meant."""
+    from fedpact.common import model
+
+    if not patient.models:
+        return Finding("ok", "none was named: --study or --model names one")
+    found = []
+    for reference in patient.models:
+        folder = model.locate(reference)
+        digest = model.file_digest(folder / model.WEIGHTS)
+        said = "as named" if reference.sha256 else "no SHA-256 was named"
+        found.append(f"{reference.base}: {digest[:12]} ({said})")
+    return Finding("ok", "; ".join(found))
+
+
+def device(_patient: Patient) -> Finding:
+    """What trains: a GPU that works, or the CPU."""
+    import torch
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        available = torch.cuda.is_available()
+    if not available:
+        if not _DRIVER.exists():
+            return Finding("ok", "no GPU: the CPU trains")
+        why = str(said[0].message).partition("\n")[0] if said else "PyTorch does not see it"
+        return Finding(
+            "warn",
+            f"there is an NVIDIA driver, but the CPU trains: {why}",
+            "Install the PyTorch that fits the driver; look at CUDA_VISIBLE_DEVICES.",
+        )
+    name = torch.cuda.get_device_name()
+    try:
+        torch.ones(1, device="cuda").add_(1).item()
+    except RuntimeError as error:
+        why = str(error).partition("\n")[0]
+        return Finding("wrong", f"{name} does not work: {why}", "Install a PyTorch that fits.")
+    free, total = torch.cuda.mem_get_info()
+    return Finding("ok", f"{name}, {free / _GIB:.1f} of {total / _GIB:.1f} GiB free")
+
+
+def _require_writable(engine: Engine) -> None:
+    """Write, and take it back."""
+    with engine.connect() as connection, connection.begin() as transaction:
+        connection.exec_driver_sql(
+            f"UPDATE {_VERSION_TABLE} SET version_num = version_num"  # noqa: S608 - our own name
+        )
+        transaction.rollback()
+
+
+def _has_tables(engine: Engine) -> bool:
+    from sqlalchemy import inspect
+
+    try:
+        return inspect(engine).has_table(_VERSION_TABLE)
+    except SQLAlchemyError as error:
+        raise storage_error(error) from error
