@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -75,13 +75,13 @@ def make_home(folder: Path) -> ServerHome:
 
 
 @contextmanager
-def serving(home: ServerHome) -> Iterator[Coordinator]:
+def serving(home: ServerHome, env: Mapping[str, str] | None = None) -> Iterator[Coordinator]:
     """Start a coordinator, wait until it says that it is ready, stop it at the end."""
     log = home.folder / "up.out"
     command = [sys.executable, "-c", SERVER, "up", "--home", str(home.folder)]
     log.touch()
     start = log.stat().st_size
-    with running(command, log) as process:
+    with running(command, log, env) as process:
 
         def is_ready() -> bool:
             printed = log.read_bytes()[start:].decode()

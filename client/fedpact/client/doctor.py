@@ -14,9 +14,13 @@ from typing import Literal
 
 from fedpact.client.dial import Shown, look
 from fedpact.client.home import ClientHome
-from fedpact.client.join import JoinedSite, load_site
+from fedpact.client.join import JoinedSite, SiteSettings, load_site, read_settings
+from fedpact.client.service import Service
 from fedpact.common.errors import FedpactError
 from fedpact.common.study import BaseModelRef
+from fedpact.common.v1.federation_pb2 import StatusRequest, StatusResponse
+
+_CALL_SECONDS = 10.0
 
 State = Literal["ok", "warn", "wrong", "skipped"]
 
@@ -57,14 +61,26 @@ class Patient:
         return datetime.now(UTC) + self.clock_ahead
 
     @cached_property
+    def settings(self) -> SiteSettings:
+        """What joining wrote down."""
+        return read_settings(self.home)
+
+    @cached_property
     def site(self) -> JoinedSite:
-        """What joining left."""
+        """What joining left, with its keys."""
         return load_site(self.home)
 
     @cached_property
     def shown(self) -> Shown:
         """What the coordinator shows to anyone."""
-        return look(self.site.address)
+        return look(self.settings.coordinator)
+
+    @cached_property
+    def status(self) -> StatusResponse:
+        """What the coordinator tells this institution of itself."""
+        with Service(self.site, timeout=_CALL_SECONDS) as service:
+            answer: StatusResponse = service.federation.Status(StatusRequest())
+        return answer
 
 
 @dataclass(frozen=True)
@@ -83,15 +99,16 @@ def checks() -> tuple[Check, ...]:
 
     return (
         Check("joined", here.joined),
-        Check("keys", here.keys),
+        Check("keys", here.keys, ("joined",)),
         Check("proxy", there.proxy, ("joined",)),
         Check("name", there.name, ("joined",)),
         Check("connection", there.connection, ("joined", "proxy", "name")),
         Check("identity", there.identity, ("connection",)),
         Check("certificates", there.certificates, ("identity",)),
         Check("clock", there.clock, ("connection",)),
-        Check("versions", there.versions),
-        Check("coordinator", there.coordinator, ("keys", "identity", "certificates", "clock")),
+        Check("control plane", there.control_plane, ("keys", "certificates", "clock")),
+        Check("versions", there.versions, ("control plane",)),
+        Check("SuperLink", there.superlink, ("keys", "certificates", "clock")),
         Check("disk", here.disk),
         Check("database", here.database),
         Check("policy", here.policy),

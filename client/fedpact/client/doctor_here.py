@@ -8,12 +8,13 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from fedpact.client import policy as policies
-from fedpact.client.datasets import Datasets, require_unchanged
+from fedpact.client.datasets import Dataset, Datasets, require_unchanged
 from fedpact.client.doctor import Finding, Patient
-from fedpact.client.home import MIGRATIONS
-from fedpact.common import certificates
+from fedpact.client.home import MIGRATIONS, ClientHome
+from fedpact.common import certificates, identity
 from fedpact.common.database import revisions, storage_error
 from fedpact.common.errors import DataError, TrustError
+from fedpact.common.identity import Role
 
 _OTHERS = 0o077
 _GIB = 1 << 30
@@ -24,29 +25,32 @@ _DRIVER = Path("/proc/driver/nvidia/version")
 
 def joined(patient: Patient) -> Finding:
     """Whether this site has joined a coordinator."""
-    site = patient.site
-    return Finding("ok", f"{site.institution} has joined {site.address}")
+    site = patient.settings
+    ca = certificates.load_certificate(patient.home.ca)
+    if certificates.fingerprint(ca) != site.ca_fingerprint:
+        raise TrustError(
+            f"{patient.home.ca} is not the CA that this site joined.",
+            advice="Take ca.pem and site.toml from the same backup, or join anew.",
+        )
+    return Finding("ok", f"{site.institution} ({site.role}) has joined {site.coordinator}")
 
 
 def keys(patient: Patient) -> Finding:
     """Whether the site's keys are there, belong together, and are nobody else's to read."""
     home = patient.home
-    private = certificates.load_private_key(home.private_key)
-    try:
-        written = home.public_key.read_bytes()
-    except OSError as error:
-        raise TrustError(f"{home.public_key} cannot be read: {error.strerror}.") from error
-    if written != certificates.public_pem(private.public_key()):
-        raise TrustError(
-            f"{home.public_key} is not the public key of {home.private_key}.",
-            advice="Take both from the same backup, or join anew with a new token.",
+    files = [home.signing_key]
+    identity.load_signing_key(home.signing_key)
+    if patient.settings.role is Role.DATA_HOLDER:
+        files.append(home.private_key)
+        _require_pair(home)
+    if open_ := [path for path in (home.folder, *files) if path.stat().st_mode & _OTHERS]:
+        return Finding(
+            "wrong",
+            f"others than the owner can read {' and '.join(str(path) for path in open_)}",
+            f"chmod 700 {home.folder} && chmod 600 {' '.join(str(path) for path in files)}",
         )
-    open_ = [p for p in (home.folder, home.private_key) if p.stat().st_mode & _OTHERS]
-    if open_:
-        names = " and ".join(str(path) for path in open_)
-        advice = f"chmod 700 {home.folder} && chmod 600 {home.private_key}"
-        return Finding("wrong", f"{names} can be read by others than the owner", advice)
-    return Finding("ok", f"{home.private_key.name} is there, for its owner alone")
+    names = " and ".join(path.name for path in files)
+    return Finding("ok", f"{names}: there, and for their owner alone")
 
 
 def disk(patient: Patient) -> Finding:
@@ -64,8 +68,7 @@ def disk(patient: Patient) -> Finding:
 def database(patient: Patient) -> Finding:
     """Whether the database can be written, and is of this fedpact."""
     home = patient.home
-    file = home.folder / "fedpact.db"
-    if not home.database and not file.exists():
+    if not _has_file(home):
         return Finding("ok", "there is none yet; the first data set makes it")
     try:
         engine = create_engine(home.database_url)
@@ -97,11 +100,7 @@ def policy(patient: Patient) -> Finding:
 
 def datasets(patient: Patient) -> Finding:
     """Whether every data set is still what was registered."""
-    engine = create_engine(patient.home.database_url)
-    try:
-        known = Datasets(engine).list() if _has_tables(engine) else []
-    finally:
-        engine.dispose()
+    known = _known(patient.home)
     if not known:
         return Finding("warn", "there are none", "`fedpact client dataset add NAME FILE`")
     problems = []
@@ -160,6 +159,19 @@ def device(_patient: Patient) -> Finding:
     return Finding("ok", f"{name}, {free / _GIB:.1f} of {total / _GIB:.1f} GiB free")
 
 
+def _require_pair(home: ClientHome) -> None:
+    private = certificates.load_private_key(home.private_key)
+    try:
+        written = home.public_key.read_bytes()
+    except OSError as error:
+        raise TrustError(f"{home.public_key} cannot be read: {error.strerror}.") from error
+    if written != certificates.public_pem(private.public_key()):
+        raise TrustError(
+            f"{home.public_key} is not the public key of {home.private_key}.",
+            advice="Take both from the same backup, or join anew with a new token.",
+        )
+
+
 def _require_writable(engine: Engine) -> None:
     """Write, and take it back."""
     with engine.connect() as connection, connection.begin() as transaction:
@@ -169,10 +181,16 @@ def _require_writable(engine: Engine) -> None:
         transaction.rollback()
 
 
-def _has_tables(engine: Engine) -> bool:
-    from sqlalchemy import inspect
+def _has_file(home: ClientHome) -> bool:
+    """Whether there is a database: to open SQLite would make a file."""
+    return bool(home.database) or (home.folder / "fedpact.db").exists()
 
+
+def _known(home: ClientHome) -> list[Dataset]:
+    if not _has_file(home):
+        return []
+    engine = create_engine(home.database_url)
     try:
-        return inspect(engine).has_table(_VERSION_TABLE)
-    except SQLAlchemyError as error:
-        raise storage_error(error) from error
+        return Datasets(engine).list()
+    finally:
+        engine.dispose()

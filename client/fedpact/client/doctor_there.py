@@ -2,25 +2,27 @@
 
 import socket
 from datetime import datetime, timedelta
-from importlib.metadata import version
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from fedpact.client.doctor import Finding, Patient
 from fedpact.common import certificates as certs
 from fedpact.common.errors import AddressError, TrustError
+from fedpact.common.identity import public_bytes
 from fedpact.common.invitation import split_address
+from fedpact.common.signed_calls import TOLERANCE_SECONDS
+from fedpact.common.version import fedpact_version
 
 _SECONDS = 5.0
-# Flower accepts a signature that is five minutes old, and one from five seconds ahead.
-_CLOCK_WRONG = timedelta(seconds=120)
+_CLOCK_WRONG = timedelta(seconds=TOLERANCE_SECONDS)
+# Flower takes a signature for one from the future when it is five seconds ahead.
 _CLOCK_WARN = timedelta(seconds=3)
 _SOON = timedelta(days=30)
 
 
 def proxy(patient: Patient) -> Finding:
     """Whether a proxy is in the way, and can be reached."""
-    there = _proxy_for(patient.site.address)
+    there = _proxy_for(patient.settings.coordinator)
     if there is None:
         return Finding("ok", "none is used")
     parts = urlsplit(there if "://" in there else f"http://{there}")
@@ -37,8 +39,8 @@ def proxy(patient: Patient) -> Finding:
 
 def name(patient: Patient) -> Finding:
     """Whether the coordinator's name leads to an address."""
-    host, port = split_address(patient.site.address)
-    if _proxy_for(patient.site.address):
+    host, port = split_address(patient.settings.coordinator)
+    if _proxy_for(patient.settings.coordinator):
         return Finding("ok", f"the proxy looks {host} up")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -54,7 +56,7 @@ def connection(patient: Patient) -> Finding:
     """Whether somebody answers there, under TLS."""
     shown = patient.shown
     return Finding(
-        "ok", f"{patient.site.address} answers, with {len(shown.chain)} certificates"
+        "ok", f"{patient.settings.coordinator} answers, with {len(shown.chain)} certificates"
     )
 
 
@@ -67,7 +69,7 @@ def identity(patient: Patient) -> Finding:
     )
     if ca is None:
         raise TrustError(
-            f"{patient.site.address} is not the coordinator that this site joined: its CA has "
+            f"{patient.settings.coordinator} is not the coordinator that this site joined: its CA has "
             "another fingerprint.",
             advice="Someone may be in between (a proxy that inspects TLS?), or the coordinator "
             "was set up anew: then join with a new token.",
@@ -107,20 +109,44 @@ def clock(patient: Patient) -> Finding:
     return Finding("ok", "within seconds of the coordinator's")
 
 
-def versions(_patient: Patient) -> Finding:
-    """Which fedpact and Flower are here."""
+def control_plane(patient: Patient) -> Finding:
+    """Whether the control plane takes this institution's signed calls, and is who it was."""
+    status, site = patient.status, patient.site
+    if status.coordinator_key != public_bytes(site.coordinator_key):
+        raise TrustError(
+            "The coordinator signs with another key than when this site joined.",
+            advice="Ask the coordinator why; join anew only when you know.",
+        )
+    return Finding("ok", f"it knows this site as {status.institution} ({status.role})")
+
+
+def versions(patient: Patient) -> Finding:
+    """Whether both sides run what goes together."""
     from fedpact.client.node import FLOWER_VERSION
 
-    return Finding("ok", f"fedpact {version('fedpact')}, Flower {FLOWER_VERSION}")
+    here, there = fedpact_version(), patient.status.version
+    flower = patient.status.flower_version
+    found = f"fedpact {here} here, {there} there; Flower {FLOWER_VERSION} here, {flower} there"
+    if _minor(FLOWER_VERSION) != _minor(flower):
+        return Finding("wrong", found, "Install the Flower that the coordinator has.")
+    if here != there:
+        return Finding("warn", found, "Update the older of the two.")
+    return Finding("ok", found)
 
 
-def coordinator(patient: Patient) -> Finding:
+def superlink(patient: Patient) -> Finding:
     """Whether SuperLink, behind the gateway, takes calls with this site's key."""
     from fedpact.client import node
 
     site = patient.site
+    if site.keys is None:
+        return Finding("ok", f"as {site.role}, this institution runs no site")
     node.knock(node.Coordinator(site.address, site.ca, site.keys, site.node_id))
-    return Finding("ok", "SuperLink answers, and accepts this site's key")
+    return Finding("ok", "it answers, and accepts this site's key")
+
+
+def _minor(version: str) -> list[str]:
+    return version.split(".")[:2]
 
 
 def _proxy_for(address: str) -> str | None:

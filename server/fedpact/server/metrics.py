@@ -109,9 +109,17 @@ def _from_database(state: State) -> list[Metric]:
         )
         return [
             _gauge("institutions", "Institutions, by state.", "state", by_state.items()),
-            _gauge("runs", "Runs, by status.", "status", runs.tuples()),
+            _gauge(
+                "runs",
+                "Runs, by status.",
+                "status",
+                ((status, count) for status, count in runs),
+            ),
             _counter(
-                "updates", "What sites answered, by outcome.", "outcome", answers.tuples()
+                "updates",
+                "What sites answered, by outcome.",
+                "outcome",
+                ((outcome, count) for outcome, count in answers),
             ),
             CounterMetricFamily(
                 "fedpact_server_rounds",
