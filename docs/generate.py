@@ -34,6 +34,7 @@ _NOTICE: Final = "<!-- Written by docs/generate.py from the code: do not edit by
 
 _CLIENT = "`fedpact client …`"
 _SERVER = "`fedpact server …`, `fedpact run …`"
+_UP = "`fedpact client up`, `fedpact server up`"
 _EVERY = "every command"
 
 # (name, who reads it, what it does); a test compares this with the source.
@@ -55,8 +56,26 @@ ENVIRONMENT: Final = (
     ),
     (
         "FEDPACT_LOG_LEVEL",
-        "`fedpact client up`",
-        "How much the daemon logs: `DEBUG`, `INFO` (the default), `WARNING` or `ERROR`.",
+        _UP,
+        "How much is logged: `DEBUG`, `INFO` (the default), `WARNING` or `ERROR`.",
+    ),
+    (
+        "FEDPACT_LOG_FORMAT",
+        _UP,
+        "`text` (the default), or `json`: one object a line.",
+    ),
+    (
+        "FEDPACT_METRICS_PORT",
+        _UP,
+        "As `--metrics-port`: where metrics for Prometheus are served. Without either: nowhere.",
+    ),
+    (
+        "FEDPACT_METRICS_HOST",
+        _UP,
+        (
+            "The address that they are served on; without it 127.0.0.1. On any that is not loopback a "
+            "site leaves out what its data sets have spent."
+        ),
     ),
     (
         "FEDPACT_DATA",
@@ -231,8 +250,10 @@ def results_page() -> str:
         "| `fedpact run list` | a list of objects: `run`, `study`, `status`, `message` |",
         "| `fedpact study show` | an object: `digest`, `study` (every default filled in) |",
         (
-            "| `fedpact server status` | an object: `folder`, `address`, `up`, `process`, `superlink`, "
-            "`ca_fingerprint`, `ca_valid_until`, `certificate_valid_until` |"
+            "| `fedpact server status` | an object: `folder`, `address`, `service`, `up`, `process`, "
+            "`superlink` (down, starting or up), `ca_fingerprint`, `ca_valid_until`, "
+            "`certificate_valid_until`, `institutions` (how many are `invited`, `joined`, `revoked` and "
+            "`online`), `run` (the newest: `run`, `study`, `status`, `round`, `rounds`; or null) |"
         ),
         (
             "| `fedpact server institutions` | a list of objects: `name`, `sector`, `state`, `online`, "
@@ -247,6 +268,20 @@ def results_page() -> str:
             "| `fedpact client ledger` | an object: `unit`, `neighbours`, `datasets` (each with "
             "`name`, `epsilon`, `delta`, `cap`, `remaining`, `runs`); an infinite ε is null |"
         ),
+        (
+            "| `fedpact client status` | an object: `institution`, `coordinator`, `up`, "
+            "`connected_since`, `run`, `round`, `outcome` and `answered_at` of the last answer, `left` "
+            "(`updates`, `refusals`, `failures`, `bytes`), `ca_days_left`, `datasets` (each with `name`, "
+            "`epsilon`, `delta`, `cap`) |"
+        ),
+        (
+            "| `fedpact client departures` | a list of objects: `at`, `run`, `round`, `kind`, `bytes`, "
+            "`sha256`, `reason` |"
+        ),
+        (
+            "| `fedpact client doctor` | a list of objects: `check`, `state` (ok, warn, wrong or "
+            "skipped), `found`, `advice` |"
+        ),
     ]
     return _page(lines)
 
@@ -255,6 +290,7 @@ def exit_codes_page() -> str:
     """Every exit code, from the errors."""
     rows = [
         ("0", "", "It did what was asked."),
+        ("1", "", "`fedpact client doctor` found something wrong."),
         *(
             (str(kind.exit_code), f"`{kind.__name__}`", " ".join((kind.__doc__ or "").split()))
             for kind in error_kinds()

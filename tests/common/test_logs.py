@@ -13,6 +13,7 @@ from fedpact.common import logs
 
 PROGRAM = """
 import logging
+import warnings
 from fedpact.common import logs
 
 logs.configure()
@@ -28,6 +29,7 @@ with logs.about(study="abc", run="r1", site="Klinik Süd"):
     except ValueError:
         log.exception("it broke")
 log.info("after")
+warnings.warn("an old name", FutureWarning)
 for library in ("httpx", "alembic.runtime.migration", "uvicorn.error"):
     logging.getLogger(library).info("chatter of %s", library)
     logging.getLogger(library).warning("trouble of %s", library)
@@ -72,10 +74,13 @@ def test_text_is_the_default_and_libraries_speak_only_of_trouble():
     assert lines[0].endswith("INFO fedpact.somewhere: before")
     assert not [line for line in lines if "chatter" in line or "detail" in line]
     assert sum("trouble of" in line for line in lines) == 3
+    assert not [line for line in lines if "an old name" in line]
 
 
 def test_the_level_is_chosen():
-    assert "DEBUG fedpact.somewhere: detail" in run(FEDPACT_LOG_LEVEL="debug").stderr
+    detailed = run(FEDPACT_LOG_LEVEL="debug").stderr
+    assert "DEBUG fedpact.somewhere: detail" in detailed
+    assert "an old name" in detailed
     assert "INFO" not in run(FEDPACT_LOG_LEVEL="WARNING").stderr
 
 

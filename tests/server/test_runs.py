@@ -207,3 +207,17 @@ def test_a_database_that_cannot_be_written_is_said(tmp_path):
         with pytest.raises(StorageError, match="readonly"):
             write()
     engine.dispose()
+
+
+def test_what_becomes_of_a_round_is_logged_as_lines_of_ours(tmp_path, caplog):
+    engine = open_database(f"sqlite:///{tmp_path / 'fedpact.db'}", MIGRATIONS)
+    run = runs.create(engine, STUDY, tmp_path)
+    record = runs.RunRecord(engine, run, tmp_path)
+    record.round_started(1, {"B"})
+    with caplog.at_level("INFO"):
+        record.answered(1, "B", Answer("refused", "no\n2026-01-01 INFO fedpact: all is well"))
+    engine.dispose()
+    (line,) = [
+        found.getMessage() for found in caplog.records if "B refused" in found.getMessage()
+    ]
+    assert line == "round 1: B refused. no 2026-01-01 INFO fedpact: all is well"

@@ -14,9 +14,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from fedpact.common.database import disk_errors
 from fedpact.common.errors import UsageError
 
 FORMAT_VARIABLE = "FEDPACT_LOG_FORMAT"
@@ -24,7 +26,16 @@ LEVEL_VARIABLE = "FEDPACT_LOG_LEVEL"
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _FORMATS = ("text", "json")
-_NOISY: Final = ("alembic", "datasets", "filelock", "httpcore", "httpx", "urllib3", "uvicorn")
+_NOISY: Final = (
+    "alembic",
+    "datasets",
+    "filelock",
+    "flwr",
+    "httpcore",
+    "httpx",
+    "urllib3",
+    "uvicorn",
+)
 
 _about: ContextVar[Mapping[str, str | int]] = ContextVar("about", default=MappingProxyType({}))
 
@@ -48,21 +59,32 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def configure() -> None:
-    """Have this process log to standard error, as the environment says.
+def configure(file: Path | None = None) -> None:
+    """Have this process log as the environment says.
 
     `FEDPACT_LOG_FORMAT` is `text` (the default) or `json`; `FEDPACT_LOG_LEVEL` is a level.
 
+    Args:
+        file: where lines are added; standard error if not given.
+
     Raises:
-        UsageError: one of them is something else.
+        UsageError: one of the variables is something else.
+        StorageError: the file cannot be written.
     """
     format_ = _chosen(FORMAT_VARIABLE, "text", _FORMATS)
     level = _chosen(LEVEL_VARIABLE, "INFO", _LEVELS)
-    handler = logging.StreamHandler()
+    with disk_errors():
+        handler = (
+            logging.FileHandler(file, encoding="utf-8") if file else logging.StreamHandler()
+        )
     handler.setFormatter(JsonLines() if format_ == "json" else logging.Formatter(_TEXT))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for library in _NOISY:
         logging.getLogger(library).setLevel(logging.WARNING)
+    # What libraries tell programmers is no line of JSON, and nobody here can act on it.
+    logging.captureWarnings(capture=True)
+    if level != "DEBUG":
+        logging.getLogger("py.warnings").setLevel(logging.ERROR)
 
 
 @contextmanager

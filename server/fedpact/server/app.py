@@ -122,10 +122,11 @@ def main(grid: Grid, context: Context) -> None:
     from fedpact.server.conduct import conduct
     from fedpact.server.home import ServerHome
 
-    logs.configure()
     look_again_soon()
     home = ServerHome(Path(str(context.run_config[HOME_KEY])))
     run = str(context.run_config[RUN_KEY])
+    # Flower swallows what a run prints.
+    logs.configure(home.log / f"run-{run}.log")
     engine = home.open_database()
     study, _ = runs.study_of(engine, run)
     nodes = institutions.node_ids(engine, {i.name for i in study.institutions})

@@ -8,7 +8,7 @@ sign.key         the coordinator's own signing key
 certificates/    ca.pem, ca.key, server.pem (server and CA certificate), server.key;
                  superlink.pem, superlink.key for loopback
 flwr/            FLWR_HOME of SuperLink and of the runs it starts
-log/             superlink.log
+log/             superlink.log; run-ID.log of each run
 up.json          who is serving, and where SuperLink listens; only while it runs
 """
 

@@ -186,8 +186,8 @@ class RunRecord:
             )
         with logs.about(round=number, site=institution):
             # The reason is the site's text: it must not look like lines of ours.
-            why = " ".join(answer.reason.split())
-            log.info("round %d: %s: %s %s", number, institution, answer.state, why)
+            why = " ".join(["", *answer.reason.split()])
+            log.info("round %d: %s %s.%s", number, institution, answer.state, why)
 
     def round_ended(self, number: int, weights: Weights, seconds: float) -> None:
         """The round counts: keep the adapter, named by its digest, then write it down."""
