@@ -11,20 +11,19 @@ A join that broke off may be repeated with the same token: the keys are kept, an
 coordinator answers the same key again.
 """
 
-import ssl
 import tomllib
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
-import httpx
 import tomli_w
 from cryptography import x509
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedpact.client.dial import look
 from fedpact.client.home import ClientHome, write_private
 from fedpact.common import certificates, identity, possession
-from fedpact.common.errors import AddressError, TrustError, UsageError, WireError
+from fedpact.common.errors import TrustError, UsageError, WireError
 from fedpact.common.identity import Role, SigningKey, VerifyKey
 from fedpact.common.invitation import Invitation, secret_sha256
 from fedpact.common.signed_calls import dial
@@ -32,7 +31,6 @@ from fedpact.common.v1 import federation_pb2 as pb
 from fedpact.common.v1 import federation_pb2_grpc as rpc
 from fedpact.common.version import fedpact_version
 
-_TIMEOUT_SECONDS = 30.0
 _SERVER_CERTIFICATE = "The coordinator's server certificate"
 _NodeId = Annotated[str, Field(pattern=r"^[0-9]{0,20}$")]
 _Key = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -199,7 +197,7 @@ def read_settings(home: ClientHome) -> SiteSettings:
 
 def _find_authority(invitation: Invitation) -> x509.Certificate:
     """Find the CA that the token names in the chain that the server shows."""
-    chain = _chain(invitation.address)
+    chain = look(invitation.address).chain
     authority = next(
         (c for c in chain if certificates.fingerprint(c) == invitation.fingerprint), None
     )
@@ -216,26 +214,6 @@ def _find_authority(invitation: Invitation) -> x509.Certificate:
     )
     certificates.check_issued_by(chain[0], authority, _SERVER_CERTIFICATE)
     return authority
-
-
-def _chain(address: str) -> list[x509.Certificate]:
-    """The chain that a server shows; it is told nothing but that somebody asks.
-
-    This goes through httpx so that it takes the same way, through a proxy if there is one,
-    as everything after it.
-    """
-    unverified = ssl.create_default_context()
-    unverified.check_hostname = False
-    unverified.verify_mode = ssl.CERT_NONE
-    with (
-        _client(unverified) as client,
-        _Dialling(address),
-        client.stream("HEAD", f"https://{address}/") as response,
-    ):
-        stream = response.extensions["network_stream"]
-        # Python 3.13 made this method public on the socket; this object has it since 3.10.
-        shown: Any = stream.get_extra_info("ssl_object").get_unverified_chain()
-        return [x509.load_pem_x509_certificate(c.public_bytes().encode()) for c in shown]
 
 
 @dataclass(frozen=True)
@@ -272,30 +250,3 @@ def _ask(invitation: Invitation, ca: bytes, keys: _NewKeys) -> pb.JoinResponse:
     with dial(invitation.service, ca, None) as channel:
         stub = rpc.FederationStub(channel)  # type: ignore[no-untyped-call] # generated code
         return cast("pb.JoinResponse", stub.Join(request))
-
-
-def _client(context: ssl.SSLContext) -> httpx.Client:
-    return httpx.Client(verify=context, timeout=_TIMEOUT_SECONDS)
-
-
-class _Dialling:
-    """What goes wrong with a connection becomes our error."""
-
-    def __init__(self, address: str) -> None:
-        self._address = address
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if not isinstance(error, httpx.TransportError):
-            return
-        reason = str(error) or type(error).__name__
-        if "CERTIFICATE_VERIFY_FAILED" in reason:
-            raise TrustError(
-                f"The certificate of {self._address} is not valid: {reason}."
-            ) from error
-        raise AddressError(
-            f"The coordinator at {self._address} cannot be reached: {reason}.",
-            advice="Check the address, the network and HTTPS_PROXY.",
-        ) from error
