@@ -84,6 +84,24 @@ def test_the_level_is_chosen():
     assert "INFO" not in run(FEDPACT_LOG_LEVEL="WARNING").stderr
 
 
+def test_a_file_takes_the_place_of_what_was_set_up_before(tmp_path):
+    program = """
+import logging, sys
+from pathlib import Path
+from fedpact.common import logs
+
+logging.basicConfig()
+logs.configure(Path(sys.argv[1]))
+logging.getLogger("fedpact.somewhere").info("hello")
+"""
+    path = tmp_path / "run.log"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    assert path.read_text().endswith("INFO fedpact.somewhere: hello\n")
+
+
 @pytest.mark.parametrize("variable", ["FEDPACT_LOG_FORMAT", "FEDPACT_LOG_LEVEL"])
 def test_what_cannot_be_chosen_is_said(variable):
     done = run(**{variable: "loud"})

@@ -78,7 +78,8 @@ def configure(file: Path | None = None) -> None:
             logging.FileHandler(file, encoding="utf-8") if file else logging.StreamHandler()
         )
     handler.setFormatter(JsonLines() if format_ == "json" else logging.Formatter(_TEXT))
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    # Where a file is asked for, whatever Flower has set up before gives way to it.
+    logging.basicConfig(level=level, handlers=[handler], force=file is not None)
     for library in _NOISY:
         logging.getLogger(library).setLevel(logging.WARNING)
     # What libraries tell programmers is no line of JSON, and nobody here can act on it.
