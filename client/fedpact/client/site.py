@@ -195,9 +195,7 @@ class Site:
         )
         # What is wrong with records may quote them, and logs travel: it stays in the database.
         why = "`fedpact client departures` says why" if code == "data" else refusal.reason
-        log.warning(
-            "run %s round %d: refused (%s): %s", refusal.run, refusal.round, code, why
-        )
+        log.warning("run %s round %d: refused (%s): %s", refusal.run, refusal.round, code, why)
         return self.gate.refuse(refusal, error.told)
 
 
