@@ -85,6 +85,7 @@ def endpoint(monkeypatch) -> Iterator[tuple[ClientMetrics, int]]:
 
 def test_answers_are_counted_shown_and_logged(home, tiny, endpoint, caplog):
     metrics, port = endpoint
+    home.policy.write_text(f'models = ["{tiny.sha256}"]\n', encoding="utf-8")
     metrics.show_spending(lambda: statement.statements(home))
     site = build_site(home, INSTITUTION, MeteredWorkbench(metrics))
     study = tiny.study()
