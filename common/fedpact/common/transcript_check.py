@@ -24,6 +24,7 @@ from fedpact.common.transcript import (
     Entry,
     Head,
     canonical,
+    next_key,
     parse_canonical,
     require_hex,
 )
@@ -52,7 +53,8 @@ class Transcript:
 
     Attributes:
         author: whose it is.
-        key: the public key that all of it is signed with.
+        keys: the author's public keys: from how many entries on, and which. A key signs the
+            entries from there on, the heads of that length or more, and the change to the next.
         hashes: of each entry, 32 bytes each.
         seen: the heads of others that its entries recorded.
         head: the signed head at its end.
@@ -61,12 +63,21 @@ class Transcript:
     """
 
     author: str
-    key: VerifyKey
+    keys: tuple[tuple[int, VerifyKey], ...]
     hashes: tuple[bytes, ...]
     seen: tuple[Seen, ...]
     head: Head
     first: datetime | None
     last: datetime | None
+
+    @property
+    def key(self) -> VerifyKey:
+        """The author's newest public key."""
+        return self.keys[-1][1]
+
+    def key_at(self, length: int) -> VerifyKey:
+        """The public key in use once this many entries were written."""
+        return next(key for start, key in reversed(self.keys) if start <= length)
 
 
 def header_line(author: str, key: VerifyKey) -> str:
@@ -80,8 +91,9 @@ def verify(lines: Iterable[bytes], key: VerifyKey | None = None) -> Transcript:
 
     Args:
         lines: of the file, each with its line feed.
-        key: the author's public key, from a place that is trusted. Without it the key in the
-            file is taken: then the file is known to be whole, not whose it is.
+        key: the author's public key, from a place that is trusted: any that it ever had.
+            Without it the keys in the file are taken: then the file is known to be whole, not
+            whose it is.
 
     Raises:
         AuditError: it is not whole; the message names the first entry that does not fit, and
@@ -91,11 +103,7 @@ def verify(lines: Iterable[bytes], key: VerifyKey | None = None) -> Transcript:
     """
     rest = iter(lines)
     author, own = _header(next(rest, b""))
-    if key is not None and key != own:
-        raise AuditError(
-            f"The transcript of {author} is signed with another key than the one given.",
-            advice="Ask its author, by another way than the file's, whether the key changed.",
-        )
+    keys = [(0, own)]
     hashes: list[bytes] = []
     seen: list[Seen] = []
     first = last = None
@@ -109,6 +117,9 @@ def verify(lines: Iterable[bytes], key: VerifyKey | None = None) -> Transcript:
                 break
             entry = Entry.from_document(document)
             _require_place(entry, number, author, previous, own)
+            if (changed := next_key(entry)) is not None:
+                own = identity.verify_key(changed)
+                keys.append((number + 1, own))
         except ValueError as why:
             raise _misfit(author, number, why) from why
         if entry.kind == "head-seen":
@@ -121,8 +132,13 @@ def verify(lines: Iterable[bytes], key: VerifyKey | None = None) -> Transcript:
             f"The transcript of {author} ends after {len(hashes)} entries without a signed head.",
             advice="Lines at its end are missing: ask for the file again.",
         )
-    transcript = Transcript(author, own, tuple(hashes), tuple(seen), head, first, last)
+    transcript = Transcript(author, tuple(keys), tuple(hashes), tuple(seen), head, first, last)
     require_held(transcript, head, where="its last line")
+    if key is not None and all(key != one for _, one in keys):
+        raise AuditError(
+            f"The transcript of {author} is signed with another key than the one given.",
+            advice="Ask its author, by another way than the file's, which key is its own.",
+        )
     if head.length < len(hashes):
         raise _misfit(author, head.length, ValueError("the signed head ends before it"))
     if next(rest, None) is not None:
@@ -143,7 +159,7 @@ def require_held(transcript: Transcript, head: Head, *, where: str) -> None:
             than it, or holds another past.
     """
     author, length = transcript.author, len(transcript.hashes)
-    if head.author != author or not head.is_signed_by(transcript.key):
+    if head.author != author or not head.is_signed_by(transcript.key_at(head.length)):
         raise AuditError(f"The head of {author} in {where} is not signed with its key.")
     if head.length > length:
         raise AuditError(

@@ -4,20 +4,25 @@ Each room has a table of its own (`TranscriptColumns`). An entry is written in t
 of what it records, so that neither is ever there without the other; whoever owns the
 transaction commits it. From the first entry to the commit no other transaction writes to the
 table, so the chain cannot fork. Append last in a transaction, to keep others waiting briefly.
+
+An author's key may change (`rotated`): the transcript itself says with which key it goes on.
 """
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Self
 
 from sqlalchemy import BigInteger, String, Text, false, insert, select, text, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
+from fedpact.common import identity
 from fedpact.common.database import disk_errors
+from fedpact.common.errors import TrustError
 from fedpact.common.identity import SigningKey
-from fedpact.common.transcript import NO_HASH, Entry, Head, Json, Kind
+from fedpact.common.transcript import NO_HASH, Entry, Head, Json, Kind, next_key
 from fedpact.common.transcript_check import header_line
 
 _ROWS_AT_ONCE = 1000
@@ -26,7 +31,8 @@ _ROWS_AT_ONCE = 1000
 class TranscriptColumns:
     """The columns of a transcript's table, for a room to add to its base class.
 
-    `line` is the entry's canonical text, `hash` that entry's.
+    `line` is the entry's canonical text, `hash` that entry's. `next_key` is the public key,
+    in hexadecimal, that signs what follows the entry.
     """
 
     __tablename__: str
@@ -34,6 +40,16 @@ class TranscriptColumns:
     number: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     line: Mapped[str] = mapped_column(Text)
     hash: Mapped[str] = mapped_column(String(64))
+    next_key: Mapped[str] = mapped_column(String(64))
+
+
+@dataclass(frozen=True)
+class _End:
+    """Where a transcript ends; `next_key` is empty while nothing is written."""
+
+    length: int
+    hash: str
+    next_key: str
 
 
 @dataclass(frozen=True)
@@ -43,12 +59,18 @@ class TranscriptStore:
     Attributes:
         rows: the room's table.
         author: the institution's name, or `coordinator`.
-        key: what the author signs with.
+        keys: the author's signing keys at hand, read anew each time: the one in use first, and
+            while keys are being changed the next one too.
     """
 
     rows: type[TranscriptColumns]
     author: str
-    key: SigningKey
+    keys: Callable[[], Sequence[SigningKey]]
+
+    @classmethod
+    def of(cls, rows: type[TranscriptColumns], author: str, key: SigningKey) -> Self:
+        """The transcript of an author who has one key."""
+        return cls(rows, author, lambda: (key,))
 
     def append(
         self,
@@ -68,22 +90,43 @@ class TranscriptStore:
 
         Raises:
             AuditError: a transcript cannot hold this.
+            TrustError: the key with which it goes on is not at hand.
             SQLAlchemyError: the database cannot be written.
         """
         self._lock(session)
-        number, previous = self._end(session)
+        end = self._end(session)
+        key = self._key(end)
         entry = Entry.sign(
-            self.key,
-            number=number,
+            key,
+            number=end.length,
             moment=moment or datetime.now(UTC),
             author=self.author,
             kind=kind,
             body=body,
-            previous=previous,
+            previous=end.hash,
         )
-        row = {"number": number, "line": entry.line, "hash": entry.hash}
+        row = {
+            "number": end.length,
+            "line": entry.line,
+            "hash": entry.hash,
+            "next_key": (next_key(entry) or identity.public_bytes(key)).hex(),
+        }
         session.execute(insert(self.rows).values(row))
         return entry
+
+    def goes_on_with(self, session: Session) -> bytes:
+        """The public key that signs what comes next, 32 bytes.
+
+        Raises:
+            TrustError: the key with which it goes on is not at hand.
+        """
+        return identity.public_bytes(self._key(self._end(session)))
+
+    def newest(self, session: Session) -> Entry | None:
+        """The last entry; it is read, not verified."""
+        last = select(self.rows.line).order_by(self.rows.number.desc()).limit(1)
+        line = session.scalar(last)
+        return None if line is None else Entry.parse(line)
 
     def entries(self, session: Session, start: int = 0) -> Iterator[Entry]:
         """The entries from a number on, in order; they are read, not verified.
@@ -91,35 +134,56 @@ class TranscriptStore:
         Raises:
             ValueError: a row does not hold an entry any more.
         """
-        return (Entry.parse(line) for line, _ in self._lines(session, start))
+        return (Entry.parse(row.line) for row in self._rows(session, start))
 
     def head(self, session: Session) -> Head:
-        """The author's word, signed now, on all that is written so far."""
-        length, last = self._end(session)
-        return Head.sign(self.key, author=self.author, length=length, last=last)
+        """The author's word, signed now, on all that is written so far.
 
-    def export(self, session: Session, path: Path) -> Head:
+        Raises:
+            TrustError: the key with which the transcript goes on is not at hand.
+        """
+        return self._head(self._end(session))
+
+    def lines(self, session: Session) -> Iterator[str]:
+        """The whole transcript as its file has it, without ends of lines.
+
+        Raises:
+            TrustError: the key with which the transcript goes on is not at hand.
+        """
+        # The first entry is never a change of keys, so what follows it has the first key.
+        first = select(self.rows.next_key).where(self.rows.number == 0)
+        own = session.scalar(first) or self.goes_on_with(session).hex()
+        yield header_line(self.author, identity.verify_key(bytes.fromhex(own)))
+        # The head is of the very lines that are given, whatever is appended meanwhile.
+        end = _End(0, NO_HASH, own)
+        for row in self._rows(session, 0):
+            end = _End(end.length + 1, row.hash, row.next_key)
+            yield row.line
+        yield self._head(end).line
+
+    def export(self, session: Session, path: Path) -> None:
         """Write the transcript to a file that `fedpact audit verify` reads: whole, or not at all.
 
         Raises:
             StorageError: the file cannot be written.
+            TrustError: the key with which the transcript goes on is not at hand.
         """
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        # The head is of the very lines that are written, whatever is appended meanwhile.
-        length, last = 0, NO_HASH
-        with disk_errors():
-            try:
-                with temporary.open("x", encoding="utf-8", newline="\n") as file:
-                    file.write(f"{header_line(self.author, self.key.public_key())}\n")
-                    for line, last in self._lines(session, 0):  # noqa: B007 - the last stays
-                        length += 1
-                        file.write(f"{line}\n")
-                    head = Head.sign(self.key, author=self.author, length=length, last=last)
-                    file.write(f"{head.line}\n")
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
-        return head
+        write_lines(path, self.lines(session))
+
+    def _head(self, end: _End) -> Head:
+        return Head.sign(self._key(end), author=self.author, length=end.length, last=end.hash)
+
+    def _key(self, end: _End) -> SigningKey:
+        keys = self.keys()
+        if not end.next_key:
+            return keys[0]
+        for key in keys:
+            if identity.public_bytes(key).hex() == end.next_key:
+                return key
+        raise TrustError(
+            f"The transcript of {self.author} goes on with a key that is not at hand.",
+            advice="Its signing key was replaced by hand: put the right one back.",
+        )
 
     def _lock(self, session: Session) -> None:
         """Keep other writers out until the transaction ends; readers go on."""
@@ -133,17 +197,37 @@ class TranscriptStore:
                 text(f"LOCK TABLE {self.rows.__tablename__} IN SHARE ROW EXCLUSIVE MODE")
             )
 
-    def _end(self, session: Session) -> tuple[int, str]:
-        """How many entries there are, and the last one's hash."""
-        newest = select(self.rows.number, self.rows.hash).order_by(self.rows.number.desc())
-        row = session.execute(newest.limit(1)).first()
-        return (0, NO_HASH) if row is None else (row.number + 1, row.hash)
+    def _end(self, session: Session) -> _End:
+        columns = select(self.rows.number, self.rows.hash, self.rows.next_key)
+        row = session.execute(columns.order_by(self.rows.number.desc()).limit(1)).first()
+        return _End(0, NO_HASH, "") if row is None else _End(row[0] + 1, row[1], row[2])
 
-    def _lines(self, session: Session, start: int) -> Iterator[tuple[str, str]]:
-        rows = session.execute(
-            select(self.rows.line, self.rows.hash)
-            .where(self.rows.number >= start)
-            .order_by(self.rows.number)
-            .execution_options(yield_per=_ROWS_AT_ONCE)
+    def _rows(self, session: Session, start: int) -> Iterator[TranscriptColumns]:
+        return iter(
+            session.scalars(
+                select(self.rows)
+                .where(self.rows.number >= start)
+                .order_by(self.rows.number)
+                .execution_options(yield_per=_ROWS_AT_ONCE)
+            )
         )
-        return ((row.line, row.hash) for row in rows)
+
+
+def write_lines(path: Path, lines: Iterator[str]) -> None:
+    """Write a transcript's file: whole, or not at all.
+
+    Args:
+        path: the file.
+        lines: without their ends.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with disk_errors():
+        try:
+            with temporary.open("x", encoding="utf-8", newline="\n") as file:
+                file.writelines(f"{line}\n" for line in lines)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ def upgrade() -> None:
         sa.Column("number", sa.BigInteger(), primary_key=True, autoincrement=False),
         sa.Column("line", sa.Text(), nullable=False),
         sa.Column("hash", sa.String(64), nullable=False),
+        sa.Column("next_key", sa.String(64), nullable=False),
     )
 
 
