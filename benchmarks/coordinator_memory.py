@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from fedpact.common.database import open_database, sqlite_url
 from fedpact.common.study import Study
 from fedpact.server import runs
 from fedpact.server.home import MIGRATIONS
-from fedpact.server.rounds import Conductor
+from fedpact.server.rounds import Conductor, Terms
 
 VALUES = 300_000  # 1.2 MB of float32
 TENSORS = 12
@@ -115,7 +116,7 @@ def main() -> None:
         engine = open_database(sqlite_url(Path(folder, "fedpact.db")), MIGRATIONS)
         run = runs.create(engine, study, Path(folder))
         record = runs.RunRecord(engine, run, Path(folder))
-        Conductor(study, run, sites, record).conduct(adapter)
+        Conductor(study, run, sites, record, partial(Terms.all_of, study)).conduct(adapter)
         counted = sum(
             a.state == "updated" for a in runs.view(engine, run).rounds[0].answers.values()
         )

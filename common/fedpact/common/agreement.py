@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
 from fedpact.common import identity
 from fedpact.common.errors import TrustError
@@ -21,7 +21,7 @@ from fedpact.common.study import Digest, Name, Study
 
 Kind = Literal["approve", "refuse", "withdraw", "consent", "veto"]
 State = Literal["proposed", "agreed", "active", "ended", "withdrawn"]
-Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]*$", max_length=128)]
+Hex = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2})*$", max_length=128)]
 # Who may decide what: a data holder about its data, an auditor about the study.
 KINDS: Mapping[Role, frozenset[Kind]] = {
     Role.DATA_HOLDER: frozenset({"approve", "refuse", "withdraw"}),
@@ -50,7 +50,7 @@ class Decision(BaseModel):
     institution: Name
     kind: Kind
     reason: str = Field(default="", max_length=2000)
-    moment: datetime
+    moment: AwareDatetime
     key: Hex
     signature: Hex = ""
 
@@ -62,14 +62,15 @@ class Decision(BaseModel):
         study_digest: str,
         kind: Kind,
         reason: str = "",
+        moment: datetime | None = None,
     ) -> Self:
-        """Decide, and sign it."""
+        """Decide, and sign it; the moment is the present if not given."""
         unsigned = cls(
             study_digest=study_digest,
             institution=institution,
             kind=kind,
             reason=reason,
-            moment=datetime.now(UTC),
+            moment=moment or datetime.now(UTC),
             key=identity.public_bytes(key).hex(),
         )
         signature = identity.sign(key, "decision", unsigned.content()).hex()

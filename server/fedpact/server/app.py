@@ -118,7 +118,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Conduct the run that the coordinator wrote down."""
     from fedpact.common import logs
-    from fedpact.server import institutions, runs
+    from fedpact.server import institutions, pact, runs
     from fedpact.server.conduct import conduct
     from fedpact.server.home import ServerHome
 
@@ -130,4 +130,5 @@ def main(grid: Grid, context: Context) -> None:
     engine = home.open_database()
     study, _ = runs.study_of(engine, run)
     nodes = institutions.node_ids(engine, {i.name for i in study.institutions})
-    conduct(engine, run, GridExchange(grid, nodes), home.artifacts)
+    terms = partial(pact.terms, engine, study.digest)
+    conduct(engine, run, GridExchange(grid, nodes), home.artifacts, terms)

@@ -1,6 +1,7 @@
 """Everything one run needs, put together: the same for SuperLink and for a simulation."""
 
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from fedpact.common.evaluation import Metrics, evaluate
 from fedpact.common.records import EncodedRecords
 from fedpact.common.study import Study
 from fedpact.server import runs
-from fedpact.server.rounds import Conductor, Exchange, Measure
+from fedpact.server.rounds import Conductor, Exchange, Measure, Terms
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ def conduct(
     run: str,
     exchange: Exchange,
     artifacts: Path,
+    terms: Callable[[], Terms],
     model: nn.Module | None = None,
 ) -> Path:
     """Conduct a run from its first round to its adapter.
@@ -35,6 +37,7 @@ def conduct(
         run: the run's identifier.
         exchange: what carries packets to the sites.
         artifacts: the folder for adapters.
+        terms: reads what the agreement allows, anew for each round.
         model: the study's model, if the caller has it already (a simulation shares one).
 
     Returns:
@@ -67,7 +70,8 @@ def _conduct(
         with disk_errors():
             artifacts.mkdir(parents=True, exist_ok=True)
         model = model if model is not None else models.build(study, models.choose_device())
-        conductor = Conductor(study, run, exchange, record, measure_of(study, folder, model))
+        measure = measure_of(study, folder, model)
+        conductor = Conductor(study, run, exchange, record, terms, measure)
         first = models.initial_weights(model, study.training.seed)
         weights = conductor.conduct(first)
         with disk_errors():
@@ -79,7 +83,8 @@ def _conduct(
             runs.set_status(engine, run, "failed", why)
         raise
     runs.set_adapter(engine, run, adapter)
-    runs.set_status(engine, run, "stopped" if record.should_stop() else "completed")
+    status = "stopped" if record.should_stop() else "completed"
+    runs.set_status(engine, run, status, record.why_stopped)
     log.info("the run has ended; its adapter is %s", adapter)
     return adapter
 

@@ -1,11 +1,13 @@
 """The round loop: the same for a federation and for a simulation.
 
-One round, once: (1) ask every site that is there, (2) meanwhile measure the adapter they
-were sent, (3) collect replies until all have answered, cannot answer any more, or the
-deadline has passed, adding each that counts to the aggregate as it comes, (4) check the
-quorum, (5) change the adapter, (6) write the round down.
+One round, once: (1) read anew what the agreement allows, (2) ask every site that is there
+and still agrees, (3) meanwhile measure the adapter they were sent, (4) collect replies until
+all have answered, cannot answer any more, or the deadline has passed, adding each that counts
+to the aggregate as it comes, (5) check the quorum, (6) change the adapter, (7) write the
+round down.
 
-What carries packets is an `Exchange`; what remembers is a `Record`. Neither is known here.
+What carries packets is an `Exchange`; what remembers is a `Record`; what was agreed are
+`Terms`. Where each comes from is not known here.
 """
 
 import time
@@ -97,6 +99,32 @@ class Record(Protocol):
         """Whether someone asked the run to stop."""
         ...
 
+    def stopped(self, reason: str) -> None:
+        """The run stops here, because the agreement does not hold any more."""
+        ...
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the agreement allows at one moment.
+
+    Attributes:
+        willing: institutions that may be asked.
+        over: why no further round may be run; empty while one may.
+    """
+
+    willing: AbstractSet[str]
+    over: str = ""
+
+    @classmethod
+    def all_of(cls, study: Study) -> "Terms":
+        """Everyone agrees: terms of a simulation, whose sites are the researcher's own."""
+        return cls({institution.name for institution in study.institutions})
+
+
+class _OverError(RunError):
+    """No further round may be run; the run ends with the adapter it has."""
+
 
 Measure = Callable[[Weights], Metrics]
 
@@ -110,6 +138,7 @@ class Conductor:
         run: the run's identifier.
         exchange: what carries packets.
         record: what remembers.
+        terms: reads what the agreement allows, anew for each round.
         measure: measures an adapter on the public test set; None where there is none.
         clock: seconds, monotonic.
     """
@@ -118,6 +147,7 @@ class Conductor:
     run: str
     exchange: Exchange
     record: Record
+    terms: Callable[[], Terms]
     measure: Measure | None = None
     clock: Callable[[], float] = field(default=time.monotonic)
 
@@ -137,7 +167,11 @@ class Conductor:
         self.record.begun(weights)
         unmeasured: int | None = None
         for number in range(first_round, self.study.training.rounds + 1):
-            asked = self._gather(number)
+            try:
+                asked = self._gather(number)
+            except _OverError as over:
+                self.record.stopped(str(over))
+                break
             if self.record.should_stop():
                 break
             weights = self._round(number, weights, asked, unmeasured)
@@ -160,23 +194,43 @@ class Conductor:
         return weights
 
     def _gather(self, number: int) -> AbstractSet[str]:
-        """Wait until a quorum of the study's institutions is there, or the run is to stop."""
-        wanted = {institution.name for institution in self.study.institutions}
-        needed = self.study.federation.quorum if number > 1 else len(wanted)
+        """Wait until a quorum of those who agree is there, or the run is to stop.
+
+        In the first round all of them are waited for.
+        """
         deadline = self.clock() + self.study.federation.deadline_seconds
-        while len(present := wanted & self.exchange.present()) < needed:
-            if self.record.should_stop():
-                break
+        while True:
+            wanted = self._willing()
+            present = wanted & self.exchange.present()
+            needed = self.study.federation.quorum if number > 1 else len(wanted)
+            if len(present) >= needed or self.record.should_stop():
+                return present
             if self.clock() > deadline:
                 if len(present) >= self.study.federation.quorum:
-                    break
+                    return present
                 raise RunError(
                     f"Round {number} needs {self.study.federation.quorum} sites, "
                     f"{len(present)} came.",
                     advice="Start their daemons with `fedpact client up`, then run again.",
                 )
             time.sleep(0.1)
-        return present
+
+    def _willing(self) -> AbstractSet[str]:
+        """The institutions that may be asked now.
+
+        Raises:
+            _OverError: the agreement does not hold any more, or too few would be left.
+        """
+        terms = self.terms()
+        if terms.over:
+            raise _OverError(terms.over)
+        quorum = self.study.federation.quorum
+        if len(terms.willing) < quorum:
+            raise _OverError(
+                f"Only {len(terms.willing)} institutions agree to the study, its quorum is "
+                f"{quorum}."
+            )
+        return terms.willing
 
     def _request(self, number: int, weights: Weights) -> wire.Packet:
         header = wire.RequestHeader(

@@ -1,28 +1,124 @@
-"""`fedpact run`: start, list, watch and stop runs, on the coordinator's machine."""
+"""`fedpact run`: propose studies; start, list, watch and stop runs, on the coordinator's machine."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedpact.server.cli import DEFAULT_HOME, Format, HomeOption
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.orm import Session
+
 run_app = typer.Typer(no_args_is_help=True, help="Start, watch and stop runs of studies.")
+
+
+StudyFile = Annotated[Path, typer.Argument(help="The study file.")]
+Proposed = Annotated[str, typer.Argument(help="The study's name, or how its digest begins.")]
+
+
+@run_app.command()
+def propose(
+    study: StudyFile,
+    home: HomeOption = DEFAULT_HOME,
+    format: Format = "table",  # noqa: A002 - the option's name
+) -> None:
+    """Propose a study to the institutions that it names; they sign it, or refuse."""
+    import json
+
+    from fedpact.server.starting import propose as propose_study
+
+    proposed = propose_study(home, study)
+    if format == "json":
+        typer.echo(json.dumps({"study_digest": proposed.digest}))
+        return
+    digest = proposed.digest[:12]
+    typer.echo(
+        f"{proposed.study.name} is proposed: {proposed.digest}\n"
+        f"Each institution types `fedpact client show {digest}`, then "
+        f"`fedpact client approve {digest}`."
+    )
+
+
+@run_app.command()
+def studies(
+    home: HomeOption = DEFAULT_HOME,
+    format: Format = "table",  # noqa: A002
+) -> None:
+    """List the studies that were proposed, who has signed them and what is missing."""
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from fedpact.common.identity import Role
+    from fedpact.server import pact
+    from fedpact.server.home import ServerHome
+    from fedpact.server.tables import transaction
+
+    with transaction(ServerHome(home).open_database()) as session:
+        found = pact.list_for(session, pact.COORDINATOR, Role.COORDINATOR)
+    if format == "json":
+        typer.echo(json.dumps([pact.as_json(p) for p in found], indent=2, ensure_ascii=False))
+        return
+    table = Table("digest", "study", "state", "signed", "missing")
+    for p in found:
+        signed = f"{len(p.standing.signed)} of {len(p.study.institutions)}"
+        missing = "; ".join(p.standing.missing)
+        table.add_row(
+            p.study.digest[:12], p.study.study.name, p.standing.state, signed, missing
+        )
+    Console(markup=False).print(table)
+
+
+@run_app.command()
+def end(study: Proposed, home: HomeOption = DEFAULT_HOME) -> None:
+    """End a study: a run of it stops before its next round, and no other starts."""
+    from fedpact.server import pact
+
+    _close(home, study, pact.end, "has ended")
+
+
+@run_app.command()
+def recall(study: Proposed, home: HomeOption = DEFAULT_HOME) -> None:
+    """Take a proposal back: nobody need decide on it any more, and no run of it starts."""
+    from fedpact.server import pact
+
+    _close(home, study, pact.recall, "was taken back")
+
+
+def _close(home: Path, study: str, how: "Callable[[Session, str], None]", what: str) -> None:
+    from fedpact.server import pact
+    from fedpact.server.home import ServerHome
+    from fedpact.server.tables import transaction
+
+    with transaction(ServerHome(home).open_database()) as session:
+        found = pact.find(session, study).study
+        how(session, found.digest)
+    typer.echo(f"The study {found.study.name} ({found.digest[:12]}) {what}.")
 
 
 @run_app.command()
 def start(
-    study: Annotated[Path, typer.Argument(help="The study file.")],
+    study: StudyFile,
     home: HomeOption = DEFAULT_HOME,
-    format: Format = "table",  # noqa: A002 - the option's name
+    format: Format = "table",  # noqa: A002
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Fail at once if the study is not agreed.")
+    ] = False,
 ) -> None:
-    """Start a run of a study among the institutions that it names."""
+    """Start a run of a study: proposes it if need be, and waits until it is agreed."""
     import json
 
     from fedpact.common.cli import home_option
     from fedpact.server.starting import start_run
 
-    run = start_run(home, study)
+    def waiting(words: str) -> None:
+        typer.echo(words, err=True)
+
+    run = start_run(home, study, None if no_wait else waiting)
     if format == "json":
         typer.echo(json.dumps({"run": run}))
     else:

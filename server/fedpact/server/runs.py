@@ -145,12 +145,17 @@ def interrupt(engine: Engine) -> list["RunView"]:
 
 
 class RunRecord:
-    """The `Record` of one run, in the database and the artifact folder."""
+    """The `Record` of one run, in the database and the artifact folder.
+
+    Attributes:
+        why_stopped: why the agreement ended the run; empty if it did not.
+    """
 
     def __init__(self, engine: Engine, run: str, artifacts: Path) -> None:
         self._engine = engine
         self._run = run
         self._artifacts = artifacts
+        self.why_stopped = ""
 
     def begun(self, weights: Weights) -> None:
         """Keep the adapter that the first round starts from."""
@@ -204,6 +209,12 @@ class RunRecord:
         """Whether someone asked the run to stop."""
         with transaction(self._engine) as session:
             return bool(session.scalar(select(RunRow.stop).where(RunRow.id == self._run)))
+
+    def stopped(self, reason: str) -> None:
+        """The agreement does not hold any more: from here on the run is as one asked to stop."""
+        self.why_stopped = reason
+        with transaction(self._engine) as session:
+            session.execute(update(RunRow).where(RunRow.id == self._run).values(stop=True))
 
     def _keep(self, weights: Weights) -> None:
         """Write an artifact, named by its digest; one that is there already is the same."""

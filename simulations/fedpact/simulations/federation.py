@@ -97,6 +97,7 @@ class Federation:
             name=shard.name,
             dataset=lambda _: dataset,
             records=lambda study, _: split(study, mine),
+            agreed=lambda _: None,
             policy=lambda: _POLICY,
             ledger=Ledger(engine),
             gate=Gate(engine, home.outbox),

@@ -6,6 +6,7 @@ by asking each node. Neither Flower nor Ray reports home unless the environment 
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,6 +20,7 @@ from fedpact.client.workbench import Workbench
 from fedpact.common.wire import RECORD
 from fedpact.server.app import GridExchange, from_record, to_record
 from fedpact.server.conduct import conduct
+from fedpact.server.rounds import Terms
 from fedpact.simulations.federation import Federation, seeded_workbench
 
 _PARTITION = "partition-id"
@@ -44,7 +46,8 @@ def conduct_on_ray(
         del context
         try:
             nodes = _discover(grid, federation)
-            conduct(engine, run, GridExchange(grid, nodes), artifacts)
+            terms = partial(Terms.all_of, federation.study)
+            conduct(engine, run, GridExchange(grid, nodes), artifacts, terms)
         except Exception as error:
             failures.append(error)
             raise

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import typer
@@ -16,6 +17,7 @@ from fedpact.server import runs
 from fedpact.server.conduct import conduct
 from fedpact.server.home import MIGRATIONS
 from fedpact.server.results import RunResult, overview
+from fedpact.server.rounds import Terms
 from fedpact.simulations.federation import Federation, deal, find_data, seeded_workbench
 from fedpact.simulations.grid import InProcessGrid
 
@@ -94,6 +96,7 @@ def _conduct_here(
         run,
         server_app.GridExchange(grid, nodes),
         artifacts,
+        partial(Terms.all_of, federation.study),
         workbench.model(federation.study).module,
     )
 

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from fedpact.server import run_tables  # noqa: F401 - its tables belong to the metadata
+from fedpact.server import pact_tables, run_tables  # noqa: F401 - theirs are its tables too
 from fedpact.server.tables import Base
 
 connection = context.config.attributes["connection"]
