@@ -23,6 +23,7 @@ from support.processes import free_ports, is_alive, wait_for
 
 FEDPACT = (sys.executable, "-m", "fedpact.simulations")
 MARK = "FEDPACT_TEST_MARK"
+POLICY = 'max_epsilon = 1000\nallow_model_folders = true\napproval = "automatic"\n'
 _STOP_SECONDS = 30.0
 _COMMAND_SECONDS = 300.0
 
@@ -122,8 +123,7 @@ class Federation:
         must("client", "join", token.strip(), *place)
         must("client", "dataset", "add", "notes", str(data), *place)
         # Many runs are about to spend from it, with a base model in a folder.
-        rules = "max_epsilon = 1000\nallow_model_folders = true\n"
-        self.sites[name].policy.write_text(rules, encoding="utf-8")
+        self.sites[name].policy.write_text(POLICY, encoding="utf-8")
 
     def start_coordinator(self) -> Daemon:
         arguments = ("server", "up", "--home", str(self.home.folder))

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from fedpact.client import study_cli
 from fedpact.client.dataset_cli import DEFAULT_HOME, HomeOption, dataset_app, ledger
 from fedpact.client.policy_cli import policy_app
 from fedpact.client.watch_cli import departures, doctor, status
@@ -14,6 +15,7 @@ client_app.add_typer(policy_app, name="policy")
 client_app.command("ledger")(ledger)
 for verb in (status, departures, doctor):
     client_app.command(verb.__name__)(verb)
+study_cli.add_to(client_app)
 
 
 @client_app.command()

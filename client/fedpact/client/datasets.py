@@ -15,6 +15,7 @@ from sqlalchemy import Engine, select
 from fedpact.client.tables import DatasetRow, exclusive, reading
 from fedpact.common import tabular
 from fedpact.common.errors import DataError, UsageError
+from fedpact.common.study import Study
 
 if TYPE_CHECKING:
     from fedpact.common.tasks import Task
@@ -150,3 +151,20 @@ def _changed(dataset: Dataset) -> DataError:
 
 def _dataset(row: DatasetRow) -> Dataset:
     return Dataset(row.name, Path(row.path), row.sha256, row.records, row.format, row.added_at)
+
+
+def find_dataset(datasets: Datasets, study: Study) -> Dataset:
+    """The data set that a study means: the one it names, or the site's only one.
+
+    Raises:
+        DataError: there is no such data set, or which one is meant is not clear.
+    """
+    if study.study.dataset is not None:
+        return datasets.get(study.study.dataset)
+    known = datasets.list()
+    if len(known) != 1:
+        raise DataError(
+            f"The study names no data set and this site has {len(known)}.",
+            advice="Name one in [study] dataset.",
+        )
+    return known[0]

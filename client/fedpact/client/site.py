@@ -1,8 +1,9 @@
 """What a site does with a request: the site's word is final, and every step is in order.
 
-(1) The message is whole. (2) The study is the one that its digest names, and the site takes
-part in it; a run is of one study, and its rounds go forward. (3) A request that was answered
-before gets the same bytes again. (4) The site's own policy allows it, at this hour. (5) The data set and the base model are at hand, and the adapter fits.
+(1) The message is whole. (2) The study is the one that its digest names, the site takes part in
+it, and this institution has signed exactly it; a run is of one study, and its rounds go forward.
+(3) A request that was answered before gets the same bytes again. (4) The site's own policy allows
+it, at this hour. (5) The data set and the base model are at hand, and the adapter fits.
 (6) The ledger reserves what the round costs, durably. (7) Training. (8) The ledger settles.
 (9) The gate checks, writes down and releases.
 
@@ -62,6 +63,7 @@ class Site:
         name: the institution, as studies name it.
         dataset: finds the data set that a study means.
         records: a data set's encoded records, split where the study asks for metrics.
+        agreed: returns if the institution agrees to a study now, raises `PolicyError` if not.
         policy: reads the site's own rules, anew for each request.
         ledger: what its data sets have spent.
         gate: the only door out.
@@ -72,6 +74,7 @@ class Site:
     name: str
     dataset: Callable[[Study], Dataset]
     records: Callable[[Study, Dataset], Split]
+    agreed: Callable[[Study], None]
     policy: Callable[[], Policy]
     ledger: Ledger
     gate: Gate
@@ -108,9 +111,10 @@ class Site:
 
     def _answer(self, request: wire.RequestHeader, weights: Weights) -> wire.Packet:
         study = _study(request)
+        study.institution(self.name)
+        self.agreed(study)
         if request.round > study.training.rounds:
             raise StudyError(f"The study has {study.training.rounds} rounds, no more.")
-        study.institution(self.name)
         self._follows(request)
         if (stored := self.gate.resend(request.run, request.round)) is not None:
             log.info("run %s round %d: sent again", request.run, request.round)

@@ -1,6 +1,7 @@
-"""The tables of a site: its data sets, what privacy they have spent, and what left.
+"""The tables of a site: its data sets, what privacy they have spent, what left, what it signed.
 
-Rows are only ever added, with one exception: a reservation is settled once. The migrations
+Rows are only ever added, with few exceptions: a reservation is settled once, a decision sent
+once, and of a study that was shown here the newest of what others decided is kept. The migrations
 in `migrations/` make these tables; a test holds the two together. Everything here works on
 SQLite and PostgreSQL alike.
 """
@@ -21,6 +22,7 @@ from sqlalchemy import (
     Index,
     Integer,
     String,
+    Text,
     TypeDecorator,
     UniqueConstraint,
     text,
@@ -117,6 +119,33 @@ class TranscriptRow(TranscriptColumns, Base):
     """What happened, as the site wrote it down (`fedpact.common.transcript`)."""
 
     __tablename__ = "site_transcript"
+
+
+class ShownStudyRow(Base):
+    """A study that was shown to this institution, and what it last heard of it.
+
+    `document` is the study's canonical JSON; `heard` is the rest of what the coordinator says.
+    """
+
+    __tablename__ = "shown_studies"
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(120))
+    document: Mapped[str] = mapped_column(Text)
+    shown_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    heard_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    heard: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class OwnDecisionRow(Base):
+    """What this institution decided about a study; `document` is the signed decision's JSON."""
+
+    __tablename__ = "own_decisions"
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    study_digest: Mapped[str] = mapped_column(String(64), index=True)
+    document: Mapped[str] = mapped_column(Text)
+    sent_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
 @contextmanager

@@ -12,7 +12,9 @@ import threading
 import torch
 
 from fedpact.client import policy
-from fedpact.client.datasets import Dataset, Datasets
+from fedpact.client.agreements import Agreements
+from fedpact.client.correspondence import Desk
+from fedpact.client.datasets import Dataset, Datasets, find_dataset
 from fedpact.client.gate import Gate
 from fedpact.client.home import ClientHome
 from fedpact.client.join import load_site
@@ -24,10 +26,12 @@ from fedpact.client.validation import Split, split
 from fedpact.client.workbench import Workbench
 from fedpact.common import logs, scrape, wire
 from fedpact.common import model as models
-from fedpact.common.errors import DataError, TrustError
+from fedpact.common.errors import TrustError
 from fedpact.common.study import Study
 
 log = logging.getLogger(__name__)
+
+_GOODBYE_SECONDS = 5.0
 
 
 def build_site(home: ClientHome, name: str, workbench: Workbench) -> Site:
@@ -52,28 +56,12 @@ def build_site(home: ClientHome, name: str, workbench: Workbench) -> Site:
         name=name,
         dataset=lambda study: find_dataset(datasets, study),
         records=records,
+        agreed=Agreements(engine).require,
         policy=lambda: policy.load(home.policy),
         ledger=Ledger(engine),
         gate=Gate(engine, home.outbox),
         workbench=workbench,
     )
-
-
-def find_dataset(datasets: Datasets, study: Study) -> Dataset:
-    """The data set that a study means: the one it names, or the site's only one.
-
-    Raises:
-        DataError: there is no such data set, or which one is meant is not clear.
-    """
-    if study.study.dataset is not None:
-        return datasets.get(study.study.dataset)
-    known = datasets.list()
-    if len(known) != 1:
-        raise DataError(
-            f"The study names no data set and this site has {len(known)}.",
-            advice="Name one in [study] dataset.",
-        )
-    return known[0]
 
 
 def give_back_memory() -> None:
@@ -148,7 +136,12 @@ def up(home: ClientHome, *, metrics_port: int | None = None) -> None:
         daemon = Daemon(home, metrics)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
+        visiting = threading.Thread(
+            target=Desk.of(home).envoy.keep_visiting, args=(stop,), name="envoy", daemon=True
+        )
+        visiting.start()
         with scrape.serving(metrics.registry, metrics_port):
             log.info("%s serves; the ledger and the gate are in %s", site.name, home.folder)
             node.serve(coordinator, daemon.watched(answer), stop, daemon)
+        visiting.join(_GOODBYE_SECONDS)
         log.info("%s has stopped", site.name)

@@ -52,7 +52,7 @@ def conduct(
         # SuperLink may come back to a run that it had not begun when it was killed.
         raise RunError(f"The run {run} has ended already.")
     with logs.about(study=study.digest, run=run):
-        return _conduct(engine, run, study, folder, exchange, artifacts, model)
+        return _conduct(engine, run, study, folder, exchange, artifacts, terms, model)
 
 
 def _conduct(
@@ -62,6 +62,7 @@ def _conduct(
     folder: Path,
     exchange: Exchange,
     artifacts: Path,
+    terms: Callable[[], Terms],
     model: nn.Module | None,
 ) -> Path:
     record = runs.RunRecord(engine, run, artifacts)

@@ -27,10 +27,10 @@ from fedpact.common.identity import Role
 from fedpact.common.study import Institution as Participant
 from fedpact.common.study import Study
 from fedpact.server.pact_tables import DecisionRow, ProposalRow
+from fedpact.server.roles import COORDINATOR
 from fedpact.server.rounds import Terms
 from fedpact.server.tables import Institution, transaction
 
-COORDINATOR = "coordinator"
 _ANY_AUDITOR = "an auditor"
 # How far another institution's clock may be ahead of ours.
 _CLOCKS_DIFFER = timedelta(minutes=5)

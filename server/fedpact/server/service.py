@@ -27,7 +27,7 @@ from fedpact.common.signed_calls import MAX_MESSAGE
 from fedpact.common.v1 import federation_pb2 as pb
 from fedpact.common.v1 import federation_pb2_grpc as rpc
 from fedpact.common.version import fedpact_version
-from fedpact.server import institutions
+from fedpact.server import institutions, pact_service
 from fedpact.server.control import Control
 from fedpact.server.doorkeeper import Doorkeeper, caller
 from fedpact.server.institutions import Keys
@@ -116,6 +116,33 @@ class Federation(rpc.FederationServicer):
         if before is not None:
             self._unregister(before)
         return pb.RotateResponse(node_id=node_id)
+
+    def Propose(self, request: pb.ProposeRequest, _context: object) -> pb.StudyState:  # noqa: N802
+        """Propose a study to the institutions that it names."""
+        return pact_service.propose(self._plane.engine, caller().institution, request)
+
+    def ListStudies(  # noqa: N802
+        self, _request: pb.ListStudiesRequest, _context: object
+    ) -> pb.ListStudiesResponse:
+        """The studies that concern the caller."""
+        who = caller()
+        return pact_service.list_studies(self._plane.engine, who.institution, who.role)
+
+    def GetStudy(self, request: pb.GetStudyRequest, _context: object) -> pb.StudyState:  # noqa: N802
+        """One study, with every decision on it."""
+        who, digest = caller(), request.study_digest
+        return pact_service.get_study(self._plane.engine, who.institution, who.role, digest)
+
+    def Decide(self, request: pb.DecideRequest, _context: object) -> pb.StudyState:  # noqa: N802
+        """Approve, refuse or withdraw; for an auditor, consent or veto."""
+        return pact_service.decide(self._plane.engine, caller().institution, request)
+
+    def GetResults(  # noqa: N802
+        self, request: pb.GetResultsRequest, _context: object
+    ) -> pb.GetResultsResponse:
+        """The runs of a study."""
+        who, digest = caller(), request.study_digest
+        return pact_service.get_results(self._plane.engine, who.institution, who.role, digest)
 
     def _register(self, node_key: bytes) -> int:
         with self._plane.control() as control:

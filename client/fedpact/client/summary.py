@@ -1,0 +1,181 @@
+"""A study in plain words: what an institution is asked, and what its own rules say to it."""
+
+from collections.abc import Iterator, Mapping
+
+from fedpact.client import policy, statement
+from fedpact.client.agreements import Shown
+from fedpact.client.datasets import Dataset, Datasets, find_dataset
+from fedpact.client.home import ClientHome
+from fedpact.client.ledger import Ledger
+from fedpact.client.policy import Policy
+from fedpact.common import agreement
+from fedpact.common.errors import DataError, ModelError, PolicyError, StudyError
+from fedpact.common.study import Study
+
+_FLOAT_BYTES = 4
+_SAID = {
+    "approve": "approved",
+    "refuse": "refused",
+    "withdraw": "withdrew",
+    "consent": "consented",
+    "veto": "vetoed",
+}
+
+
+def objection(home: ClientHome, study: Study, institution: str) -> str:
+    """Why the site's own rules do not allow a study; empty where they do.
+
+    Raises:
+        StorageError: the site's database cannot be read.
+    """
+    try:
+        dataset = find_dataset(Datasets(home.open_database()), study)
+        policy.check(policy.load(home.policy), study, institution, dataset.records)
+    except (DataError, PolicyError, StudyError) as error:
+        return str(error)
+    return ""
+
+
+def left_to_a_person(home: ClientHome, study: Study, institution: str) -> str:
+    """Why the daemon does not approve a study by itself; empty where it does.
+
+    Raises:
+        StorageError: the site's database cannot be read.
+    """
+    try:
+        rules = policy.load(home.policy)
+    except PolicyError as error:
+        return str(error)
+    if rules.approval != "automatic":
+        return f"`fedpact client show {study.digest[:12]}`, then approve or refuse."
+    return objection(home, study, institution)
+
+
+def summary(home: ClientHome, shown: Shown, institution: str, role: str) -> dict[str, str]:
+    """What is asked and how it stands, as lines of (what, in words).
+
+    Args:
+        home: the site's folder.
+        shown: the study.
+        institution: this one.
+        role: what it does in the federation.
+
+    Raises:
+        StorageError: the site's database cannot be read.
+    """
+    study = shown.study
+    lines = {
+        "study": f"{study.study.name}, digest {study.digest}",
+        "proposed": f"by {shown.heard.proposer} on {shown.heard.proposed_at:%Y-%m-%d}",
+        "purpose": f"{study.study.purpose or 'none is given'} (use: {study.study.use})",
+        "task": f"{study.task.name}: tell apart {', '.join(study.task.labels)}",
+        "base model": f"{study.model.base}, {_model_content(study)}",
+        "leaves a site": _leaves(study),
+        "privacy": _privacy(study),
+    }
+    if role == "data-holder":
+        lines["data set"] = _data(home, study)
+    lines |= {
+        "until": f"{study.governance.until or 'no last day'}",
+        "takes part": "; ".join(
+            f"{i.name} ({i.sector}, {i.records} records)" for i in study.institutions
+        ),
+        "release": f"to those who take part{_others(study)}",
+        "state": shown.heard.state + _missing(shown),
+        "signed": _signed(shown) or "by nobody yet",
+        "here": f"you {_SAID[shown.own.kind]} it" if shown.own else "you have not decided",
+    }
+    if role == "data-holder":
+        why = objection(home, study, institution)
+        lines["your policy"] = f"forbids it: {why}" if why else "allows it"
+    return {what: _printable(words) for what, words in lines.items()}
+
+
+def _printable(words: str) -> str:
+    """Words of other parties, without what would steer a terminal."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in words)
+
+
+def _model_content(study: Study) -> str:
+    sha256 = study.model.sha256
+    return f"SHA-256 {sha256}" if sha256 else "whatever it holds: the study names no SHA-256"
+
+
+def _leaves(study: Study) -> str:
+    rounds = study.training.rounds
+    metrics = (
+        "; also loss and accuracy on the site's own records, NOT PRIVATE"
+        if study.evaluation.site_metrics
+        else "; no metrics"
+    )
+    return f"{rounds} times the change of {_tensors(study)}{metrics}"
+
+
+def _tensors(study: Study) -> str:
+    """Which tensors a site sends, and how large they are together."""
+    trained = {"LoRA's B": 0, "LoRA's A": 0, "the head": 0}
+    try:
+        sizes = _sizes(study)
+    except ModelError as error:
+        return f"the adapter's tensors (their size is not known here: {error})"
+    for name in sizes:
+        kind = next((k for k in ("A", "B") if f".lora_{k}." in name), None)
+        trained[f"LoRA's {kind}" if kind else "the head"] += 1
+    kinds = ", ".join(f"{count} of {what}" for what, count in trained.items() if count)
+    total = _FLOAT_BYTES * sum(sizes.values())
+    return f"{len(sizes)} tensors ({kinds}), {total:,} bytes"
+
+
+def _sizes(study: Study) -> Mapping[str, int]:
+    import torch
+
+    from fedpact.common import model as models
+
+    parameters = models.adapter_parameters(models.build(study, torch.device("cpu")))
+    return {name: p.numel() for name, p in parameters.items() if study.trains(name)}
+
+
+def _privacy(study: Study) -> str:
+    if not study.is_private:
+        return "NONE: what leaves can give away records"
+    return (
+        f"ε ≤ {study.privacy.target_epsilon:g} at δ = {study.privacy.target_delta:g} for the "
+        f"whole run: neighbouring data sets {statement.NEIGHBOURS}"
+    )
+
+
+def _data(home: ClientHome, study: Study) -> str:
+    engine = home.open_database()
+    try:
+        dataset = find_dataset(Datasets(engine), study)
+        rules = policy.load(home.policy)
+    except (DataError, PolicyError) as error:
+        return str(error)
+    return f"{dataset.name}, {dataset.records} records{_budget(Ledger(engine), dataset, rules)}"
+
+
+def _budget(ledger: Ledger, dataset: Dataset, rules: Policy) -> str:
+    spent = statement.statement(ledger, dataset, rules)
+    return f"; ε = {spent.remaining:.4g} of {spent.cap:.4g} remains of its budget"
+
+
+def _others(study: Study) -> str:
+    recipients = study.governance.recipients
+    return f", and to {', '.join(recipients)}" if recipients else " only"
+
+
+def _missing(shown: Shown) -> str:
+    return f": it lacks {'; '.join(shown.heard.missing)}" if shown.heard.missing else ""
+
+
+def _signed(shown: Shown) -> str:
+    return "; ".join(_decisions(shown))
+
+
+def _decisions(shown: Shown) -> Iterator[str]:
+    for decision in agreement.newest(shown.heard.decisions).values():
+        reason = f" ({decision.reason})" if decision.reason else ""
+        yield (
+            f"{decision.institution} {_SAID[decision.kind]} on "
+            f"{decision.moment:%Y-%m-%d %H:%M} UTC{reason}"
+        )
