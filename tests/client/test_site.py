@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
+from fedpact.client.agreements import Agreements
 from fedpact.client.datasets import Datasets
 from fedpact.client.home import ClientHome
 from fedpact.client.site import Site, plan
 from fedpact.client.tables import DepartureRow, reading
 from fedpact.client.up import build_site
 from fedpact.client.workbench import Workbench
-from fedpact.common import accounting, wire
+from fedpact.common import accounting, identity, wire
 from fedpact.common import model as models
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import StorageError, TrainingError
@@ -23,6 +24,7 @@ from support.site_factory import INSTITUTION, update_request
 from support.tiny_bert import RECORDS, TinyBert, some_rows, write_data
 
 ROUNDS = 3
+KEY = identity.new_signing_key()
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +48,9 @@ class Bench:
         return models.initial_weights(self.workbench.model(study).module, study.training.seed)
 
     def ask(self, study: Study | None = None, weights: Weights | None = None, **fields):
-        """Ask the site; its reply, taken apart."""
+        """Ask the site for a study that it has signed; its reply, taken apart."""
         study = study or self.study
+        self.decide("approve", study)
         packet = update_request(study, weights or self.initial(), **fields)
         return wire.unpack(self.site.answer(packet))
 
@@ -60,6 +63,10 @@ class Bench:
         assert self.history() == before
         assert self.departures()[-1].kind == "refusal"
         return header
+
+    def decide(self, kind, study: Study | None = None) -> None:
+        agreements = Agreements(self.home.open_database())
+        agreements.decide(KEY, INSTITUTION, study or self.study, kind)
 
     def history(self):
         return self.site.ledger.history("notes")
@@ -78,9 +85,10 @@ def bench(tmp_path, tiny, workbench) -> Bench:
     home = ClientHome(tmp_path / "home")
     Datasets(home.open_database()).add("notes", write_data(tmp_path / "notes.csv"))
     site = build_site(home, INSTITUTION, workbench)
-    bench = Bench(home, site, tiny.study(), tiny, workbench)
-    bench.rule("")
-    return bench
+    made = Bench(home, site, tiny.study(), tiny, workbench)
+    made.rule("")
+    made.decide("approve")
+    return made
 
 
 # (1) The message is whole
@@ -172,6 +180,45 @@ def test_a_round_beyond_the_last_is_refused(bench):
     refusal = bench.refusal(round=ROUNDS + 1)
     assert (refusal.code, refusal.round) == ("study", ROUNDS + 1)
     assert "3 rounds, no more" in refusal.reason
+
+
+def unsigned(bench, study=None, **fields):
+    """Ask without signing first; what came back, taken apart."""
+    study = study or bench.study
+    packet = update_request(study, bench.initial(), **fields)
+    return wire.unpack(bench.site.answer(packet))[0]
+
+
+def test_a_study_that_was_not_signed_here_is_refused_and_costs_nothing(bench):
+    changed = bench.tiny.study(study={"purpose": "another"})
+    refusal = unsigned(bench, changed)
+    assert isinstance(refusal, wire.Refusal)
+    assert refusal.code == "policy"
+    assert "has not signed" in refusal.reason
+    assert bench.history() == []
+    assert bench.departures()[-1].kind == "refusal"
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("withdraw", "has withdrawn from"), ("refuse", "has refused")]
+)
+def test_after_saying_no_nothing_more_is_answered_not_even_again(bench, kind, reason):
+    assert isinstance(unsigned(bench), wire.UpdateHeader)
+    bench.decide(kind)
+    spent = bench.history()
+    for number in (1, 2):
+        refusal = unsigned(bench, round=number)
+        assert (refusal.kind, refusal.code) == ("refusal", "policy")
+        assert reason in refusal.reason
+    assert bench.history() == spent
+    assert [d.kind for d in bench.departures()] == ["update", "refusal", "refusal"]
+    bench.decide("approve")
+    assert isinstance(unsigned(bench, round=2), wire.UpdateHeader)
+
+
+def test_after_its_last_day_a_study_is_refused(bench):
+    over = bench.tiny.study(governance={"until": "2020-01-31"})
+    assert "last day" in bench.refusal(over).reason
 
 
 # (3) A request that was answered before gets the same bytes again

@@ -16,12 +16,17 @@ from fedpact.common.evaluation import evaluate
 from fedpact.server import runs
 from fedpact.server.conduct import conduct, measure_of, public_test_set
 from fedpact.server.home import MIGRATIONS
+from fedpact.server.rounds import Terms
 from support import liar
 from support.round_fakes import FakeExchange
 from support.site_factory import INSTITUTION
 from support.tiny_bert import write_data
 
 CPU = torch.device("cpu")
+
+
+def agreed() -> Terms:
+    return Terms({INSTITUTION})
 
 
 def drawn(packet):
@@ -50,7 +55,9 @@ def run_of(engine, study, tmp_path, site=drawn, **how):
     """Conduct a run with one site; its id, and the adapter's folder."""
     run = runs.create(engine, study, tmp_path)
     exchange = FakeExchange({INSTITUTION: site})
-    return run, conduct(engine, run, exchange, tmp_path / "artifacts", **how)
+    return run, conduct(
+        engine, run, exchange, tmp_path / "artifacts", **{"terms": agreed, **how}
+    )
 
 
 # The public test set
@@ -250,7 +257,7 @@ def test_a_run_that_has_ended_is_not_conducted_again(engine, study, tmp_path):
     runs.interrupt(engine)
     exchange = FakeExchange({INSTITUTION: drawn})
     with pytest.raises(RunError, match="has ended already"):
-        conduct(engine, run, exchange, tmp_path / "artifacts")
+        conduct(engine, run, exchange, tmp_path / "artifacts", agreed)
     assert exchange.asked == []
     assert runs.view(engine, run).status == "interrupted"
 
@@ -265,7 +272,20 @@ def test_a_disk_that_cannot_be_written_is_said(engine, study, tmp_path, place):
         artifacts.mkdir()
         (artifacts / run).touch()
     with pytest.raises(StorageError):
-        conduct(engine, run, FakeExchange({INSTITUTION: drawn}), artifacts)
+        conduct(engine, run, FakeExchange({INSTITUTION: drawn}), artifacts, agreed)
     view = runs.view(engine, run)
     assert view.status == "failed"
     assert "cannot be written" in view.message
+
+
+def test_a_run_whose_agreement_ends_is_stopped_and_says_why(engine, study, tmp_path):
+    allowed = [agreed(), Terms(set(), "The clinic withdrew.")]
+
+    def terms():
+        return allowed.pop(0) if len(allowed) > 1 else allowed[0]
+
+    run, adapter = run_of(engine, study, tmp_path, terms=terms)
+    view = runs.view(engine, run)
+    assert (view.status, view.message) == ("stopped", "The clinic withdrew.")
+    assert len(view.rounds) == 1
+    assert (adapter / "adapter_model.safetensors").exists()

@@ -11,6 +11,7 @@ from fedpact.common.errors import RunError, StudyError, TrustError
 from fedpact.common.identity import Role
 from fedpact.server import pact, pact_tables
 from fedpact.server.home import MIGRATIONS
+from fedpact.server.roles import COORDINATOR
 from fedpact.server.tables import Institution, transaction
 from support.pact_factory import SECTORS, Members, pact_study
 
@@ -329,7 +330,7 @@ def test_a_study_is_shown_to_those_whom_it_concerns(members):
     assert seen("Agency", Role.DATA_HOLDER) == set()
     assert seen("Lab", Role.RESEARCHER) == {theirs.digest}
     assert seen("Board", Role.AUDITOR) == both
-    assert seen(pact.COORDINATOR, Role.COORDINATOR) == both
+    assert seen(COORDINATOR, Role.COORDINATOR) == both
 
 
 def test_a_study_is_found_by_name_and_by_how_its_digest_begins(members):

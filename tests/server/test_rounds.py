@@ -5,7 +5,7 @@ import pytest
 from fedpact.common import wire
 from fedpact.common.errors import RunError
 from fedpact.common.evaluation import Metrics
-from fedpact.server.rounds import Conductor
+from fedpact.server.rounds import Conductor, Terms
 from support import liar
 from support.round_fakes import FakeClock, FakeExchange, FakeRecord, lora_weights, study_among
 
@@ -22,11 +22,14 @@ def everyone(**others) -> dict:
     return {**dict.fromkeys(NAMES, liar.honest()), **others}
 
 
-def conduct(exchange, record=None, clock=None, measure=None, first_round=1, **choices):
+def conduct(
+    exchange, record=None, clock=None, measure=None, first_round=1, terms=None, **choices
+):
     """Conduct a run; what it wrote down, and the adapter it ended with."""
     record = record or FakeRecord()
+    terms = terms or (lambda: Terms(set(NAMES)))
     conductor = Conductor(
-        study(**choices), "r1", exchange, record, measure, clock=clock or FakeClock()
+        study(**choices), "r1", exchange, record, terms, measure, clock=clock or FakeClock()
     )
     return record, conductor.conduct(START, first_round)
 
@@ -386,3 +389,57 @@ def test_a_run_that_is_stopped_is_measured_to_its_last_round():
     measure = Measuring()
     record, _ = conduct(FakeExchange(everyone()), FakeRecord(stop_before=3), measure=measure)
     assert list(record.metrics) == [1, 2]
+
+
+# What the agreement allows
+
+
+class Changing:
+    """Terms that are read for each round; the last one stays."""
+
+    def __init__(self, *terms: Terms) -> None:
+        self._terms = list(terms)
+
+    def __call__(self) -> Terms:
+        return self._terms.pop(0) if len(self._terms) > 1 else self._terms[0]
+
+
+def test_who_withdrew_is_not_asked_any_more():
+    exchange = FakeExchange(everyone())
+    terms = Changing(Terms(set(NAMES)), Terms({"A", "C"}))
+    record, _ = conduct(exchange, terms=terms)
+    assert [set(asked) for asked in exchange.asked] == [set(NAMES), {"A", "C"}, {"A", "C"}]
+    assert record.states(3) == {"A": "updated", "C": "updated"}
+
+
+def test_who_did_not_sign_is_not_waited_for_in_the_first_round():
+    record, _ = conduct(
+        FakeExchange({"A": liar.honest(), "B": liar.honest()}), terms=lambda: Terms({"A", "B"})
+    )
+    assert record.states(1) == {"A": "updated", "B": "updated"}
+
+
+def test_when_the_rule_no_longer_holds_the_run_ends_with_the_adapter_it_has():
+    exchange = FakeExchange(everyone())
+    terms = Changing(Terms(set(NAMES)), Terms({"A"}, "B withdrew."))
+    record, weights = conduct(exchange, terms=terms)
+    assert (record.reason, len(exchange.asked)) == ("B withdrew.", 1)
+    assert trained_mean(weights) == pytest.approx(1.5)
+
+
+def test_a_run_without_the_rule_met_asks_nobody():
+    exchange = FakeExchange(everyone())
+    record, weights = conduct(exchange, terms=lambda: Terms(set(), "vetoed"))
+    assert (record.reason, exchange.asked, weights.digest) == ("vetoed", [], START.digest)
+
+
+def test_too_few_who_agree_to_reach_the_quorum_end_the_run():
+    terms = Changing(Terms(set(NAMES)), Terms({"A"}))
+    record, _ = conduct(FakeExchange(everyone()), terms=terms, quorum=2)
+    assert record.reason == "Only 1 institutions agree to the study, its quorum is 2."
+
+
+def test_terms_are_read_anew_while_sites_are_waited_for():
+    terms = Changing(*[Terms(set(NAMES))] * 3, Terms({"A"}, "vetoed"))
+    record, _ = conduct(FakeExchange({}), terms=terms)
+    assert record.reason == "vetoed"

@@ -10,6 +10,7 @@ from fedpact.common.agreement import Decision, Kind
 from fedpact.common.identity import Role, SigningKey
 from fedpact.common.study import Study
 from fedpact.server import pact
+from fedpact.server.roles import COORDINATOR
 from fedpact.server.tables import Institution, transaction
 
 SECTORS = {"Hospital": "academia", "Maker": "industry", "Agency": "government"}
@@ -46,7 +47,7 @@ class Members:
     def sign(self, name: str, kind: Kind, study: Study, **how: object) -> Decision:
         return Decision.make(self.keys[name], name, study.digest, kind, **how)
 
-    def propose(self, study: Study, proposer: str = pact.COORDINATOR) -> None:
+    def propose(self, study: Study, proposer: str = COORDINATOR) -> None:
         with transaction(self.engine) as session:
             pact.propose(session, study, proposer)
 

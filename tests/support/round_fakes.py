@@ -97,6 +97,7 @@ class FakeRecord:
         self.seconds: dict[int, float] = {}
         self.metrics: dict[int, Metrics] = {}
         self.admissions: dict[int, list[tuple[str, Weights, float]]] = {}
+        self.reason = ""
         self._stop_before = stop_before
 
     def begun(self, weights: Weights) -> None:
@@ -125,6 +126,9 @@ class FakeRecord:
     def should_stop(self) -> bool:
         started = sum(kind == "started" for kind, _ in self.events)
         return self._stop_before is not None and started >= self._stop_before - 1
+
+    def stopped(self, reason: str) -> None:
+        self.reason = reason
 
     def states(self, number: int) -> dict[str, str]:
         return {name: answer.state for name, answer in self.answers[number].items()}

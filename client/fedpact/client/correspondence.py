@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from fedpact.client.service import Service
 from pydantic import ValidationError
 
 from fedpact.client.agreements import Agreements, Heard, Shown
 from fedpact.client.envoy import Envoy
 from fedpact.client.home import ClientHome
 from fedpact.client.join import load_site
+from fedpact.client.service import Service
 from fedpact.client.summary import left_to_a_person
 from fedpact.common.agreement import KINDS, Decision, Kind
 from fedpact.common.errors import AddressError, UsageError, WireError

@@ -56,10 +56,11 @@ def studies(
     from fedpact.common.identity import Role
     from fedpact.server import pact
     from fedpact.server.home import ServerHome
+    from fedpact.server.roles import COORDINATOR
     from fedpact.server.tables import transaction
 
     with transaction(ServerHome(home).open_database()) as session:
-        found = pact.list_for(session, pact.COORDINATOR, Role.COORDINATOR)
+        found = pact.list_for(session, COORDINATOR, Role.COORDINATOR)
     if format == "json":
         typer.echo(json.dumps([pact.as_json(p) for p in found], indent=2, ensure_ascii=False))
         return

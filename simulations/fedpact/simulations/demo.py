@@ -46,6 +46,10 @@ _TERMINATED = 128 + signal.SIGTERM
 _START_SECONDS = 120.0
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _TEST_SET = "public_test"
+_BY_ITSELF = """
+# In the demo nobody sits at the institutions.
+approval = "automatic"
+"""
 _CHILD = (
     "from fedpact.server.superlink import end_with_parent; end_with_parent(); "
     "from fedpact.simulations.cli import main; main()"
@@ -138,7 +142,7 @@ def _join(server: ServerHome, member: Member, home: ClientHome) -> None:
         )
     engine.dispose()
     join(token, home)
-    write_private(home.policy, policy.template().encode())
+    write_private(home.policy, (policy.template() + _BY_ITSELF).encode())
     Datasets(home.open_database()).add("reports", member.data)
 
 
