@@ -146,11 +146,14 @@ def test_what_sites_send_is_not_the_same_and_its_mean_is_what_the_adapter_become
 
 
 def test_a_refusal_reaches_the_coordinator_with_its_reason(fed, study_file):
+    # It signed when its policy still allowed what it forbids now.
+    path = study_file(training={"rounds": 1})
+    fed.agree(path)
     policy = fed.sites["Agency"].policy
     before = policy.read_text()
     policy.write_text("max_epsilon = 0.5\nallow_model_folders = true\n")
     try:
-        result = fed.result(run := fed.start_run(study_file(training={"rounds": 1})))
+        result = fed.result(run := fed.start_run(path))
     finally:
         policy.write_text(before)
     assert (result["status"], result["rounds"][0]["sites"]) == ("completed", 2)

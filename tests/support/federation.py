@@ -154,6 +154,18 @@ class Federation:
             nodes = control.nodes()
         return {numbers[n.node_id] for n in nodes if n.status == "online"}
 
+    def standing(self, digest: str) -> dict:
+        """How a proposed study stands, as `fedpact run studies` says."""
+        home = ("--home", str(self.home.folder), "--format", "json")
+        listed = json.loads(must("run", "studies", *home))
+        return next(row for row in listed if row["study_digest"].startswith(digest))
+
+    def agree(self, study: Path) -> None:
+        """Propose a study and wait until the sites have approved it by themselves."""
+        home = ("--home", str(self.home.folder), "--format", "json")
+        digest = json.loads(must("run", "propose", str(study), *home))["study_digest"]
+        wait_for(lambda: self.standing(digest)["missing"] == [], "all have signed", within=90)
+
     def start_run(self, study: Path) -> str:
         home = ("--home", str(self.home.folder))
         return json.loads(must("run", "start", str(study), *home, "--format", "json"))["run"]

@@ -5,11 +5,16 @@ from datetime import UTC, datetime
 
 from sqlalchemy import Engine
 
+from fedpact.client.agreements import Heard
+from fedpact.client.correspondence import heard_of
 from fedpact.common import identity
 from fedpact.common.agreement import Decision, Kind
+from fedpact.common.errors import AddressError
 from fedpact.common.identity import Role, SigningKey
+from fedpact.common.pact_messages import decision_message
 from fedpact.common.study import Study
-from fedpact.server import pact
+from fedpact.common.v1 import federation_pb2 as pb
+from fedpact.server import pact, pact_service
 from fedpact.server.roles import COORDINATOR
 from fedpact.server.tables import Institution, transaction
 
@@ -84,3 +89,31 @@ def pact_study(sectors: Mapping[str, str] = SECTORS, **governance: object) -> St
             ],
         }
     )
+
+
+class NearPlane:
+    """The control plane of a coordinator in this process: all of it but gRPC.
+
+    Attributes:
+        away: whether it cannot be reached.
+    """
+
+    def __init__(self, members: Members, name: str, role: Role = Role.DATA_HOLDER) -> None:
+        self._engine, self._name, self._role = members.engine, name, role
+        self.away = False
+        self.taken: list[Decision] = []
+
+    def studies(self) -> list[tuple[Study, Heard]]:
+        self._reach()
+        answer = pact_service.list_studies(self._engine, self._name, self._role)
+        return [heard_of(state) for state in answer.studies]
+
+    def decide(self, decision: Decision) -> None:
+        self._reach()
+        request = pb.DecideRequest(decision=decision_message(decision))
+        pact_service.decide(self._engine, self._name, request)
+        self.taken.append(decision)
+
+    def _reach(self) -> None:
+        if self.away:
+            raise AddressError("The coordinator cannot be reached.")

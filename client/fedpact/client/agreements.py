@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from fedpact.client.tables import OwnDecisionRow, ShownStudyRow, exclusive, reading
@@ -142,14 +142,17 @@ class Agreements:
             return decision
 
     def unsent(self) -> "Sequence[Decision]":
-        """Decisions that the coordinator has not taken yet, the oldest first.
+        """The newest decision on each study that the coordinator has not taken yet.
+
+        What a later decision replaced need not be sent: it counts for nothing any more.
 
         Raises:
             StorageError: the database cannot be read.
         """
+        newest = select(func.max(OwnDecisionRow.id)).group_by(OwnDecisionRow.study_digest)
         waiting = (
             select(OwnDecisionRow.document)
-            .where(OwnDecisionRow.sent_at.is_(None))
+            .where(OwnDecisionRow.id.in_(newest), OwnDecisionRow.sent_at.is_(None))
             .order_by(OwnDecisionRow.id)
         )
         with reading(self._engine) as session:

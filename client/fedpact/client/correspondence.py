@@ -41,7 +41,7 @@ class ControlPlane:
             FedpactError: as `Service.federation`; WireError if they are not studies.
         """
         answer: pb.ListStudiesResponse = self._federation.ListStudies(pb.ListStudiesRequest())
-        return [_heard(state) for state in answer.studies]
+        return [heard_of(state) for state in answer.studies]
 
     def decide(self, decision: Decision) -> None:
         """Give the coordinator a decision.
@@ -57,7 +57,7 @@ class ControlPlane:
         Raises:
             FedpactError: as `Service.federation`, or why it cannot be proposed.
         """
-        return _heard(self._federation.Propose(pb.ProposeRequest(study=study.canonical())))
+        return heard_of(self._federation.Propose(pb.ProposeRequest(study=study.canonical())))
 
     def results(self, digest: str) -> str:
         """The runs of a study, as JSON.
@@ -129,14 +129,20 @@ class Desk:
         Raises:
             UsageError: this institution's role does not decide so.
             StorageError: it could not be written down, and does not hold.
+            FedpactError: the coordinator does not take it; it holds here all the same.
         """
         if kind not in KINDS[self.role]:
             raise UsageError(
                 f"As {self.role}, {self.institution} cannot {kind} a study.",
                 advice=_INSTEAD.get(self.role, ""),
             )
-        self.agreements.decide(self.envoy.key, self.institution, study, kind, reason)
-        return self.catch_up()
+        key, who = self.envoy.key, self.institution
+        decision = self.agreements.decide(key, who, study, kind, reason)
+        try:
+            self.envoy.deliver(decision)
+        except AddressError as error:
+            return error.message
+        return ""
 
     def propose(self, study: Study) -> Shown:
         """Propose a study, and keep it as one that was shown.
@@ -154,7 +160,13 @@ _INSTEAD = {
 }
 
 
-def _heard(state: pb.StudyState) -> tuple[Study, Heard]:
+def heard_of(state: pb.StudyState) -> tuple[Study, Heard]:
+    """A study as the coordinator shows it.
+
+    Raises:
+        StudyError: it is not a study.
+        WireError: what is said of it is not whole.
+    """
     study = Study.from_canonical(state.study)
     fields = {
         "proposer": state.proposer,

@@ -100,7 +100,7 @@ class Envoy:
         waiting = self.agreements.unsent()
         for decision in waiting:
             try:
-                self.coordinator.decide(decision)
+                self.deliver(decision)
             except AddressError:
                 raise
             except FedpactError as error:
@@ -108,10 +108,18 @@ class Envoy:
                     f"the coordinator does not take our decision to {decision.kind} the study "
                     f"{decision.study_digest[:12]}: {error}"
                 )
-                continue
-            self.agreements.sent(decision)
-            log.info("sent: %s the study %s", decision.kind, decision.study_digest[:12])
         return bool(waiting)
+
+    def deliver(self, decision: Decision) -> None:
+        """Give the coordinator one decision.
+
+        Raises:
+            AddressError: the coordinator cannot be reached.
+            FedpactError: it does not take the decision.
+        """
+        self.coordinator.decide(decision)
+        self.agreements.sent(decision)
+        log.info("sent: %s the study %s", decision.kind, decision.study_digest[:12])
 
     def keep_visiting(self, stop: threading.Event) -> None:
         """Visit until told to stop; what goes wrong is said once, and tried again."""
