@@ -7,6 +7,7 @@ import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import cycle
 from pathlib import Path
 
 from sqlalchemy import Engine
@@ -14,6 +15,7 @@ from sqlalchemy import Engine
 from fedpact.client.home import ClientHome
 from fedpact.client.join import load_site
 from fedpact.client.ledger import Ledger, Reservation
+from fedpact.common.study import Sector
 from fedpact.server import runs
 from fedpact.server.control import Control
 from fedpact.server.home import ServerHome
@@ -94,7 +96,7 @@ class Daemon:
 
 
 class Federation:
-    """A coordinator and sites that have joined it, each in its own folder."""
+    """A coordinator and sites that have joined it, each in its own folder and the next sector."""
 
     def __init__(self, folder: Path, data: Mapping[str, Path]) -> None:
         self.home = ServerHome(folder / "coordinator")
@@ -112,13 +114,13 @@ class Federation:
         place = ("--home", str(self.home.folder))
         must("server", "init", *place, "--port", port, "--service-port", service)
         self.start_coordinator()
-        for name, path in self._data.items():
-            self._join(name, path)
+        for (name, path), sector in zip(self._data.items(), cycle(Sector), strict=False):
+            self._join(name, sector, path)
             self.start_site(name)
 
-    def _join(self, name: str, data: Path) -> None:
+    def _join(self, name: str, sector: Sector, data: Path) -> None:
         place = ("--home", str(self.sites[name].folder))
-        invited = ("--sector", "academia", "--home", str(self.home.folder))
+        invited = ("--sector", sector.value, "--home", str(self.home.folder))
         token = must("server", "invite", name, *invited)
         must("client", "join", token.strip(), *place)
         must("client", "dataset", "add", "notes", str(data), *place)
