@@ -98,6 +98,7 @@ def fedpact_run(folder: Path, data: Sequence[Path], rounds: int) -> tuple[float,
                 *("server", "invite", home, voice.institution, f"--sector={voice.sector}")
             ).strip()
             _fedpact("client", "join", token, f"--home={site}")
+            (site / "policy.toml").write_text('approval = "automatic"\n', encoding="utf-8")
             _fedpact("client", "dataset", "add", "reports", str(file), f"--home={site}")
             running.enter_context(_up("client", site))
         study = _write_study(folder / "study.toml", rounds)

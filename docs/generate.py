@@ -246,6 +246,18 @@ def results_page() -> str:
         "",
         "| command | prints |",
         "| --- | --- |",
+        "| `fedpact run propose` | an object: `study_digest` |",
+        (
+            "| `fedpact run studies` | a list of objects: `study_digest`, `study`, `state`, `proposer`, "
+            "`proposed_at`, `signed`, `missing`, `decisions` (`institution`, `kind`, `reason`, "
+            "`moment`) |"
+        ),
+        (
+            "| `fedpact client studies` | a list of objects: `study_digest`, `study`, `proposer`, "
+            "`state`, `here`, `missing`, `heard_at` |"
+        ),
+        "| `fedpact client show` | an object: what is asked, line by line, in words |",
+        "| `fedpact client results` | a list of runs, each as above |",
         "| `fedpact run start` | an object: `run` |",
         "| `fedpact run list` | a list of objects: `run`, `study`, `status`, `message` |",
         "| `fedpact study show` | an object: `digest`, `study` (every default filled in) |",

@@ -127,6 +127,9 @@ def test_a_study_is_found_by_name_and_by_how_its_digest_begins(agreements):
         agreements.hear(each, HEARD)
     assert agreements.find("other").study == other
     assert agreements.find(study.digest[:12]).study == study
+    agreements.hear(a_study(study={"purpose": "changed"}), HEARD)
+    with pytest.raises(StudyError, match="More than one study shown here is 'triage'"):
+        agreements.find("triage")
     for nothing in ("", "nothing", "f" * 64):
         with pytest.raises(StudyError, match="No study shown here"):
             agreements.find(nothing)

@@ -42,7 +42,7 @@ def envoy(members, home):
     agreements = Agreements(home.open_database())
     return Envoy(
         NAME,
-        members.keys[NAME],
+        lambda: members.keys[NAME],
         agreements,
         NearPlane(members, NAME),
         lambda study: left_to_a_person(home, study, NAME),
@@ -104,7 +104,7 @@ def test_what_a_person_refused_is_not_approved_by_itself(members, envoy):
     study = allowed()
     members.propose(study)
     envoy.listen()
-    envoy.agreements.decide(envoy.key, NAME, study, "refuse", "Not ours.")
+    envoy.agreements.decide(envoy.key(), NAME, study, "refuse", "Not ours.")
     envoy.visit()
     (decision,) = members.found(study).decisions
     assert (decision.kind, decision.reason) == ("refuse", "Not ours.")
@@ -124,7 +124,7 @@ def test_withdrawing_acts_at_once_and_is_told_when_the_coordinator_is_back(membe
     members.propose(study)
     envoy.visit()
     envoy.coordinator.away = True
-    envoy.agreements.decide(envoy.key, NAME, study, "withdraw")
+    envoy.agreements.decide(envoy.key(), NAME, study, "withdraw")
     with pytest.raises(AddressError):
         envoy.visit()
     with pytest.raises(PolicyError, match="has withdrawn"):
@@ -140,7 +140,7 @@ def test_a_decision_that_is_not_taken_does_not_hold_up_others(members, envoy, ca
     for each in (ended, study):
         members.propose(each)
     envoy.listen()
-    envoy.agreements.decide(envoy.key, NAME, ended, "approve")
+    envoy.agreements.decide(envoy.key(), NAME, ended, "approve")
     with transaction(members.engine) as session:
         pact.end(session, ended.digest)
     for _ in range(2):
@@ -187,7 +187,7 @@ def test_an_auditor_never_approves_by_itself(members, tmp_path):
     home.policy.write_text('approval = "automatic"\n')
     board = Envoy(
         "Board",
-        members.keys["Board"],
+        lambda: members.keys["Board"],
         Agreements(home.open_database()),
         NearPlane(members, "Board", Role.AUDITOR),
         lambda study: left_to_a_person(home, study, "Board"),

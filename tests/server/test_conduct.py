@@ -199,7 +199,7 @@ def test_a_run_that_is_asked_to_stop_while_it_waits_for_sites_is_stopped(
 
     run = runs.create(engine, study, tmp_path)
     exchange = Nobody({})
-    folder = conduct(engine, run, exchange, tmp_path / "artifacts")
+    folder = conduct(engine, run, exchange, tmp_path / "artifacts", agreed)
     view = runs.view(engine, run)
     assert (view.status, view.message, view.rounds) == ("stopped", "", ())
     assert exchange.asked == []

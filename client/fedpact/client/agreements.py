@@ -104,21 +104,25 @@ class Agreements:
             return [_shown(session, row) for row in session.scalars(newest_first)]
 
     def find(self, study: str) -> Shown:
-        """The shown study with this name or this beginning of its digest; the newest of a name.
+        """The one shown study with this name, or this beginning of its digest.
+
+        What is about to be signed must be clear: a study that was changed and proposed anew has
+        the same name.
 
         Raises:
-            StudyError: there is none, or more than one digest begins so.
+            StudyError: there is none, or more than one.
             StorageError: the database cannot be read.
         """
         shown = self.list()
-        named = [s for s in shown if s.study.study.name == study][:1]
+        named = [s for s in shown if s.study.study.name == study]
         found = named or [
             s for s in shown if study and s.study.digest.startswith(study.lower())
         ]
         if len(found) != 1:
-            how_many = "More than one study begins" if found else "No study shown here is"
+            how_many = "More than one study" if found else "No study"
             raise StudyError(
-                f"{how_many} {study!r}.", advice="`fedpact client studies` shows them."
+                f"{how_many} shown here is {study!r}.",
+                advice="`fedpact client studies` shows them: give the digest's first letters.",
             )
         return found[0]
 

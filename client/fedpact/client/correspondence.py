@@ -27,12 +27,15 @@ from fedpact.common.v1 import federation_pb2 as pb
 class ControlPlane:
     """The envoy's `Coordinator`, over gRPC.
 
+    Each call is a connection of its own, with the keys that the folder has by then: they may
+    have been changed while the daemon serves.
+
     Args:
-        service: the connection.
+        home: of an institution that has joined.
     """
 
-    def __init__(self, service: Service) -> None:
-        self._federation = service.federation
+    def __init__(self, home: ClientHome) -> None:
+        self._home = home
 
     def studies(self) -> Sequence[tuple[Study, Heard]]:
         """The studies that concern this institution.
@@ -40,7 +43,8 @@ class ControlPlane:
         Raises:
             FedpactError: as `Service.federation`; WireError if they are not studies.
         """
-        answer: pb.ListStudiesResponse = self._federation.ListStudies(pb.ListStudiesRequest())
+        with Service.of(self._home) as service:
+            answer = service.federation.ListStudies(pb.ListStudiesRequest())
         return [heard_of(state) for state in answer.studies]
 
     def decide(self, decision: Decision) -> None:
@@ -49,7 +53,8 @@ class ControlPlane:
         Raises:
             FedpactError: as `Service.federation`, or why it does not take the decision.
         """
-        self._federation.Decide(pb.DecideRequest(decision=decision_message(decision)))
+        with Service.of(self._home) as service:
+            service.federation.Decide(pb.DecideRequest(decision=decision_message(decision)))
 
     def propose(self, study: Study) -> tuple[Study, Heard]:
         """Propose a study; it, and how it stands.
@@ -57,7 +62,9 @@ class ControlPlane:
         Raises:
             FedpactError: as `Service.federation`, or why it cannot be proposed.
         """
-        return heard_of(self._federation.Propose(pb.ProposeRequest(study=study.canonical())))
+        request = pb.ProposeRequest(study=study.canonical())
+        with Service.of(self._home) as service:
+            return heard_of(service.federation.Propose(request))
 
     def results(self, digest: str) -> str:
         """The runs of a study, as JSON.
@@ -65,10 +72,9 @@ class ControlPlane:
         Raises:
             FedpactError: as `Service.federation`, or the study does not concern us.
         """
-        answer: pb.GetResultsResponse = self._federation.GetResults(
-            pb.GetResultsRequest(study_digest=digest)
-        )
-        return answer.results
+        request = pb.GetResultsRequest(study_digest=digest)
+        with Service.of(self._home) as service:
+            return str(service.federation.GetResults(request).results)
 
 
 @dataclass(frozen=True)
@@ -100,10 +106,10 @@ class Desk:
             StorageError: its database cannot be opened.
         """
         site = load_site(home)
-        agreements, plane = Agreements(home.open_database()), ControlPlane(Service(site))
+        agreements, plane = Agreements(home.open_database()), ControlPlane(home)
         envoy = Envoy(
             site.institution,
-            site.signing_key,
+            lambda: load_site(home).signing_key,
             agreements,
             plane,
             lambda study: left_to_a_person(home, study, site.institution),
@@ -136,7 +142,7 @@ class Desk:
                 f"As {self.role}, {self.institution} cannot {kind} a study.",
                 advice=_INSTEAD.get(self.role, ""),
             )
-        key, who = self.envoy.key, self.institution
+        key, who = self.envoy.key(), self.institution
         decision = self.agreements.decide(key, who, study, kind, reason)
         try:
             self.envoy.deliver(decision)

@@ -52,7 +52,7 @@ class Envoy:
 
     Attributes:
         institution: who sends it.
-        key: what it signs with.
+        key: what it signs with, read anew each time.
         agreements: what was shown and signed here.
         coordinator: whom it visits.
         objection: why a study is left to a person; empty where the policy approves it by
@@ -60,7 +60,7 @@ class Envoy:
     """
 
     institution: str
-    key: SigningKey
+    key: Callable[[], SigningKey]
     agreements: Agreements
     coordinator: Coordinator
     objection: Callable[[Study], str]
@@ -149,7 +149,7 @@ class Envoy:
         if why:
             self._say_once(f"{named} waits for a person here: {why}")
             return
-        self.agreements.decide(self.key, self.institution, study, "approve")
+        self.agreements.decide(self.key(), self.institution, study, "approve")
         log.info("approved %s, as the policy says", named)
 
     def _say_once(self, words: str) -> None:

@@ -127,11 +127,16 @@ def _tensors(study: Study) -> str:
 
 
 def _sizes(study: Study) -> Mapping[str, int]:
+    import warnings
+
     import torch
 
     from fedpact.common import model as models
 
-    parameters = models.adapter_parameters(models.build(study, torch.device("cpu")))
+    with warnings.catch_warnings():
+        # What libraries say to their developers is not for the person who reads a study.
+        warnings.simplefilter("ignore", FutureWarning)
+        parameters = models.adapter_parameters(models.build(study, torch.device("cpu")))
     return {name: p.numel() for name, p in parameters.items() if study.trains(name)}
 
 
