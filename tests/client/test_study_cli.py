@@ -11,7 +11,7 @@ from fedpact.client.cli import client_app
 from fedpact.client.datasets import Datasets
 from fedpact.client.home import ClientHome
 from fedpact.common import study as studies
-from fedpact.common.errors import PolicyError, StudyError, TrustError, UsageError
+from fedpact.common.errors import PolicyError, RunError, StudyError, TrustError, UsageError
 from fedpact.common.identity import Role
 from fedpact.server.run_cli import run_app
 from support.coordinator import Coordinator, make_home, serving
@@ -217,6 +217,28 @@ def test_a_role_decides_only_what_is_its_own(town, name, words):
     with pytest.raises(UsageError, match=f"cannot {verb} a study"):
         town.at(name, verb, digest, *options)
     assert town.state(digest)["decisions"] == []
+
+
+def test_a_run_does_not_start_before_the_study_is_agreed(town):
+    path = town.write()
+    with pytest.raises(RunError, match=r"it lacks the signature of Hospital; .* of Maker"):
+        town.hub("start", path, "--no-wait")
+    digest = studies.load(path).digest[:12]
+    town.at("Hospital", "approve", digest, "--yes")
+    town.at("Maker", "refuse", digest, "--why", "No time this year.")
+    # Nobody is waited for in vain.
+    with pytest.raises(RunError, match=r"Maker refused \(No time this year\.\)"):
+        town.hub("start", path)
+    assert town.state(digest)["state"] == "proposed"
+
+
+def test_an_ended_study_is_not_run_again(town):
+    path = town.write()
+    town.hub("propose", path)
+    digest = studies.load(path).digest[:12]
+    assert "has ended" in town.hub("end", digest)
+    with pytest.raises(StudyError, match="was ended"):
+        town.hub("start", path)
 
 
 def test_a_researcher_proposes_and_reads_the_results(town):
