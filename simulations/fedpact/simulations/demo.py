@@ -25,9 +25,11 @@ from fedpact.client import policy
 from fedpact.client.datasets import Datasets
 from fedpact.client.home import ClientHome, write_private
 from fedpact.client.join import join
+from fedpact.client.summary import objection
+from fedpact.common import study as studies
 from fedpact.common import tabular
 from fedpact.common.certificates import fingerprint, load_certificate
-from fedpact.common.errors import AddressError, DataError, RunError, UsageError
+from fedpact.common.errors import AddressError, DataError, PolicyError, RunError, UsageError
 from fedpact.common.model import file_digest
 from fedpact.common.study import Sector
 from fedpact.server import home as homes
@@ -123,7 +125,9 @@ def _run(
             running.enter_context(
                 _process(["client", "up", "--home", str(home.folder)], home.folder, threads)
             )
-    run = start_run(server.folder, study_file)
+        _require_consent(home, member, study_file)
+    with console.status("The institutions read the study and sign it"):
+        run = start_run(server.folder, study_file, waiting=lambda _: None)
     return watch(server, server.open_database(), run, console)
 
 
@@ -275,6 +279,16 @@ def _process(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _require_consent(home: ClientHome, member: Member, study_file: Path) -> None:
+    """Nobody sits at the institutions: what their rules do not allow would wait for ever.
+
+    Raises:
+        PolicyError: a member's rules do not allow the study.
+    """
+    if why := objection(home, studies.load(study_file), member.name):
+        raise PolicyError(f"{member.name} does not sign the study: {why}")
 
 
 def _wait_until_up(server: ServerHome, process: subprocess.Popen[bytes]) -> None:
