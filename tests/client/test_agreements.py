@@ -3,7 +3,7 @@
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpact.client.agreements import Agreements, Heard
@@ -66,6 +66,7 @@ def test_the_last_day_is_the_last(agreements):
         agreements.require(study, today=date(2026, 7, 1))
 
 
+@settings(deadline=None, max_examples=25)
 @given(
     kinds=st.lists(st.sampled_from(["approve", "refuse", "withdraw"]), min_size=1, max_size=6)
 )
