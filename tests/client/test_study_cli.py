@@ -24,6 +24,8 @@ ROLES = {
     "Lab": Role.RESEARCHER,
 }
 
+RULES = "allow_model_folders = true\nallow_outside_recipients = true\n"
+
 
 @dataclass
 class Town:
@@ -88,7 +90,9 @@ def town(tmp_path_factory, tiny):
             coordinator.joined(name, folder / name, role=role)
         for seed, name in enumerate(("Hospital", "Maker")):
             data = write_data(folder / f"{name}.csv", seed=seed)
-            Datasets(ClientHome(folder / name).open_database()).add("notes", data)
+            home = ClientHome(folder / name)
+            Datasets(home.open_database()).add("notes", data)
+            home.policy.write_text(RULES)
         yield Town(coordinator, folder, tiny)
 
 
@@ -268,9 +272,9 @@ def test_a_study_that_was_taken_back_cannot_be_signed(town):
 def test_a_coordinator_that_is_away_does_not_stop_a_withdrawal(tmp_path, tiny):
     with serving(make_home(tmp_path / "hub")) as coordinator:
         coordinator.joined("Hospital", tmp_path / "Hospital")
-        Datasets(ClientHome(tmp_path / "Hospital").open_database()).add(
-            "notes", write_data(tmp_path / "notes.csv")
-        )
+        home = ClientHome(tmp_path / "Hospital")
+        Datasets(home.open_database()).add("notes", write_data(tmp_path / "notes.csv"))
+        home.policy.write_text(RULES)
         town = Town(coordinator, tmp_path, tiny)
         alone = [{"name": "Hospital", "sector": "academia", "records": 120}]
         digest = town.proposed(institutions=alone)

@@ -87,11 +87,6 @@ class Policy(BaseModel):
         default=False,
         description="Whether loss and accuracy on the site's own records may leave. NOT PRIVATE.",
     )
-    approval: Literal["person", "automatic"] = Field(
-        default="person",
-        description="Who approves a study that the rules allow: a person, by `fedpact client "
-        "approve`, or the daemon by itself.",
-    )
     studies: Literal["any"] | tuple[Digest, ...] = Field(
         default="any", description='Digests of the studies that may run, or "any".'
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from fedpact.client import policy, statement
+from fedpact.client import policy, policy_check, statement
 from fedpact.client.agreements import Shown
 from fedpact.client.datasets import Dataset, Datasets, find_dataset
 from fedpact.client.home import ClientHome
@@ -30,7 +30,7 @@ def objection(home: ClientHome, study: Study, institution: str) -> str:
     """
     try:
         dataset = find_dataset(Datasets(home.open_database()), study)
-        policy.check(policy.load(home.policy), study, institution, dataset.records)
+        policy_check.check(policy.load(home.policy), study, institution, dataset.records)
     except (DataError, PolicyError, StudyError) as error:
         return str(error)
     return ""
