@@ -57,7 +57,7 @@ class Town:
             **{
                 "study": {
                     "name": f"study {self.count}",
-                    "purpose": "Tell \x1b[31mred from blue.",
+                    "purpose": "Tell red\nfrom blue.",
                 },
                 "institutions": institutions,
                 **sections,
@@ -119,10 +119,10 @@ def test_a_proposed_study_is_seen_by_those_whom_it_concerns(town):
 def test_a_study_is_shown_in_plain_words(town):
     digest = town.proposed(
         governance={"until": "2099-12-31", "recipients": ["A Regulator"]},
-        study={"name": "words", "purpose": "Tell \x1b[31mred from blue."},
+        study={"name": "words", "purpose": "Tell red\nfrom blue."},
     )
     lines = json.loads(town.at("Hospital", "show", digest, "--format", "json"))
-    assert lines["purpose"] == "Tell \ufffd[31mred from blue. (use: research)"
+    assert lines["purpose"] == "Tell red from blue. (use: research)"
     assert lines["task"] == "text-classification: tell apart mild, severe"
     assert town.tiny.sha256 in lines["base model"]
     # Two layers of query and value at rank 2 in 32 dimensions; a head of 2 x 32 + 2.

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from fedpact.common import agreement, identity
 from fedpact.common.agreement import Decision
@@ -142,3 +143,9 @@ def test_the_newest_decision_of_each_counts(history):
     expected = {name for name, kind in dict(history).items() if kind == "approve"}
 
     assert agreement.standing(asked, decisions).signed == expected
+
+
+@pytest.mark.parametrize("reason", ["\x1b[31mred", "a\x00b", "\u202eevil"])
+def test_a_reason_cannot_steer_a_terminal(reason):
+    with pytest.raises(ValidationError):
+        Decision.make(KEYS["Agency"], "Agency", study().digest, "refuse", reason)

@@ -92,8 +92,8 @@ def summary(home: ClientHome, shown: Shown, institution: str, role: str) -> dict
 
 
 def _printable(words: str) -> str:
-    """Words of other parties, without what would steer a terminal."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in words)
+    """Words of other parties in one line, without what would steer a terminal."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in words)
 
 
 def _model_content(study: Study) -> str:

@@ -17,7 +17,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 from fedpact.common import identity
 from fedpact.common.errors import TrustError
 from fedpact.common.identity import Role, SigningKey, VerifyKey
-from fedpact.common.study import Digest, Name, Study
+from fedpact.common.study import Digest, Name, Study, Text
 
 Kind = Literal["approve", "refuse", "withdraw", "consent", "veto"]
 State = Literal["proposed", "agreed", "active", "ended", "withdrawn"]
@@ -49,7 +49,7 @@ class Decision(BaseModel):
     study_digest: Digest
     institution: Name
     kind: Kind
-    reason: str = Field(default="", max_length=2000)
+    reason: Text = Field(default="", max_length=2000)
     moment: AwareDatetime
     key: Hex
     signature: Hex = ""
