@@ -30,6 +30,7 @@ from fedpact.common import accounting
 from fedpact.common.errors import BudgetError, DataError
 from fedpact.common.mechanism import SubsampledGaussian
 from fedpact.common.study import Study
+from fedpact.common.transcript_store import write
 
 # What rounding may add to a sum of steps that was planned to cost exactly the target.
 _ROUNDING = 1 + 1e-9
@@ -145,6 +146,7 @@ class Ledger:
             )
             session.add(row)
             session.flush()
+            write(session, "reserved", _written(row))
             return _reservation(row)
 
     def settle(self, reservation: Reservation, steps: int) -> Reservation:
@@ -175,6 +177,7 @@ class Ledger:
                 row.settled_steps = steps
                 row.settled_at = datetime.now(UTC)
                 session.flush()
+                write(session, "settled", {**_written(row), "steps": steps})
             return _reservation(row)
 
     def spent(self, dataset: str, delta: float) -> float:
@@ -302,6 +305,20 @@ def _epsilon(mechanisms: Iterable[SubsampledGaussian | None], delta: float) -> f
             return math.inf
         private.append(mechanism)
     return accounting.epsilon(private, delta)
+
+
+def _written(row: ReservationRow) -> dict[str, str | int | float]:
+    """A reservation as the transcript has it."""
+    return {
+        "dataset": row.dataset,
+        "study_digest": row.study_digest,
+        "run": row.run,
+        "round": row.round,
+        "noise_multiplier": row.noise_multiplier,
+        "sample_rate": row.sample_rate,
+        "steps": row.steps,
+        "delta": row.delta,
+    }
 
 
 def _reservation(row: ReservationRow) -> Reservation:
