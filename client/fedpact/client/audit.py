@@ -41,6 +41,9 @@ from fedpact.common.study import Study
 # So much longer than the clipping norm is a canary: what does not clip it, shows it.
 _LENGTH = 100.0
 _FAIR = 0.5
+# What records add along a canary, at the very most, in clipping norms.
+_INTERFERENCE = 0.25
+_SELDOM = 0.01
 
 
 @dataclass(frozen=True)
@@ -135,10 +138,11 @@ def audit(
     Args:
         study: the private study whose training is audited.
         institution: as whom, for the sampling rate.
-        records: those of the shadow copy, among which the canaries hide.
+        records: those of the shadow copy, among which the canaries hide; the first of them,
+            where all would drown the canaries: an attacker who knows them would subtract them.
         workbench: holds the model; used for nothing else meanwhile.
         canaries: m, each put in by a fair coin.
-        guesses: r, the most certain of them, for which a guess is made.
+        guesses: r, how many guesses are made: on the canaries of which the attacker is surest.
         confidence: of the bound.
         rng: for coins, sampling and noise; cryptographic by default.
         on_round: told each round's number before it runs.
@@ -162,14 +166,17 @@ def audit(
     model = workbench.model(study)
     drawn = Canaries.draw(canaries, model.trained.size, rng)
     is_in = rng.random(canaries) < _FAIR
-    shadow = _ShadowTraining(study, institution, mechanism, model, drawn, is_in, records)
+    most = int(_INTERFERENCE * np.sqrt(model.trained.size) / mechanism.sample_rate)
+    hiding = records.select(np.arange(min(len(records), max(most, 1))))
+    shadow = _ShadowTraining(study, institution, mechanism, model, drawn, is_in, hiding)
     evidence, ran = np.zeros(canaries), list[SubsampledGaussian]()
     for number in range(1, study.training.rounds + 1):
         on_round(number)
         seen, trained = shadow.round(rng)
         evidence += log_likelihood_ratio(seen, mechanism)
         ran.append(trained.ran or mechanism)
-    correct = _correct(evidence, is_in, guesses)
+    never_sampled = (1 - mechanism.sample_rate) ** study.total_steps
+    correct = _correct(evidence, is_in, guesses, never_sampled)
     delta = study.privacy.target_delta
     return Audit(
         claimed=accounting.epsilon(ran, delta),
@@ -308,11 +315,25 @@ class _CanaryStep(PrivateStep):
 
 
 def _correct(
-    evidence: npt.NDArray[np.float64], is_in: npt.NDArray[np.bool_], guesses: int
+    evidence: npt.NDArray[np.float64],
+    is_in: npt.NDArray[np.bool_],
+    guesses: int,
+    never_sampled: float,
 ) -> int:
-    """How many of the surest guesses are right: in where the evidence is for it."""
-    surest = np.argsort(-np.abs(evidence), kind="stable")[:guesses]
-    return int(((evidence[surest] > 0) == is_in[surest]).sum())
+    """How many of the surest guesses are right.
+
+    Args:
+        evidence: for having been in, as the logarithm of a ratio, shape [m].
+        is_in: the truth, shape [m].
+        guesses: how many are made.
+        never_sampled: probability that a canary that was in was in no step. Unless it is
+            small, there is no telling who was out, and all guesses are "in".
+    """
+    can_tell_out = never_sampled < _SELDOM
+    surest = np.argsort(-(np.abs(evidence) if can_tell_out else evidence), kind="stable")
+    guessed = surest[:guesses]
+    says_in = (evidence[guessed] > 0) | (not can_tell_out)
+    return int((says_in == is_in[guessed]).sum())
 
 
 def _signs(count: int, rng: Randomness) -> npt.NDArray[np.float64]:
