@@ -134,7 +134,7 @@ def _records(
 def _verdict(found: "Audit") -> str:
     from fedpact.client.statement import UNIT
 
-    sure = f"With {found.confidence:.4g} confidence"
+    sure = f"With {100 * found.confidence:.4g} % confidence"
     if found.contradicted:
         return (
             f"{sure} the promise to one {UNIT} is broken: ε is above {found.bound:.4g}, and "
@@ -160,7 +160,9 @@ def _print(found: "Audit", members: "Membership") -> None:
         "claimed ε",
         f"{found.claimed:.4g} at δ = {found.delta:.3g}, for one {UNIT} ({NEIGHBOURS})",
     )
-    table.add_row("lower bound on ε", f"{found.bound:.4g}, confidence {found.confidence:.4g}")
+    table.add_row(
+        "lower bound on ε", f"{found.bound:.4g}, with {100 * found.confidence:.4g} % confidence"
+    )
     table.add_row("the most it could show", f"{found.ceiling:.4g}")
     table.add_row(
         "guesses right", f"{found.correct} of {found.guesses}, on {found.canaries} canaries"
