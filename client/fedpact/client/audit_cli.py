@@ -118,10 +118,9 @@ def _records(
     site: "ClientHome", study: "Study", dataset: str | None, workbench: "Workbench"
 ) -> "EncodedRecords":
     """The records of the shadow copy: the data set's, or a random part of a large one."""
-    from fedpact.client.datasets import Datasets
+    from fedpact.client.datasets import Datasets, find_dataset
     from fedpact.client.randomness import SecureRandom
     from fedpact.client.record_cache import encode
-    from fedpact.client.up import find_dataset
     from fedpact.client.validation import split
 
     datasets = Datasets(site.open_database())
