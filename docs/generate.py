@@ -294,6 +294,12 @@ def results_page() -> str:
             "| `fedpact client doctor` | a list of objects: `check`, `state` (ok, warn, wrong or "
             "skipped), `found`, `advice` |"
         ),
+        (
+            "| `fedpact client audit` | an object: `claimed_epsilon`, `delta`, `unit`, `neighbours`, "
+            "`lower_bound` (of ε, at `confidence`), `ceiling` (the bound if every guess were right), "
+            "`canaries`, `guesses`, `correct`, `contradicted`, `membership` (`records`; `loss` and "
+            "`likelihood_ratio`, each with `auc` and `tpr_at_1_percent_fpr`, or null), `verdict` |"
+        ),
     ]
     return _page(lines)
 

@@ -5,7 +5,7 @@ adapter's values are put in. Everything else of a round is new: optimiser, sampl
 What comes back is the change alone, and what ran, for the ledger. No loss or size leaves.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -117,13 +117,20 @@ class Trainer:
         task: makes losses of batches.
         pad_id: the tokeniser's padding token.
         device: where batches go.
+        private_step: makes the step of DP-SGD; an audit gives one that adds canaries.
 
     Raises:
         TrainingError: the model is not on `device`, or nothing in it is trained.
     """
 
     def __init__(
-        self, model: nn.Module, task: Task, *, pad_id: int, device: torch.device
+        self,
+        model: nn.Module,
+        task: Task,
+        *,
+        pad_id: int,
+        device: torch.device,
+        private_step: Callable[..., PrivateStep] = PrivateStep,
     ) -> None:
         if any(parameter.device.type != device.type for parameter in model.parameters()):
             raise TrainingError(f"The model is not on {device}.")
@@ -133,6 +140,7 @@ class Trainer:
         self._task = task
         self._pad_id = pad_id
         self._device = device
+        self._private_step = private_step
 
     def train(
         self,
@@ -193,7 +201,7 @@ class Trainer:
         optimizer = _optimizer(self._model, how)
         if how.mechanism is None:
             return nullcontext(PlainStep(optimizer))
-        return PrivateStep(
+        return self._private_step(
             self._model,
             optimizer,
             noise_multiplier=how.mechanism.noise_multiplier,

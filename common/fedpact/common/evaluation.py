@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -20,10 +21,13 @@ class Metrics:
     accuracy: float
 
 
-def evaluate(
+def outputs(
     model: nn.Module, records: EncodedRecords, task: Task, *, pad_id: int, device: torch.device
-) -> Metrics:
-    """Measure the model as it is on `records`, in evaluation mode; its mode is put back.
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """What the model says of each record, in evaluation mode; its mode is put back.
+
+    Returns:
+        losses, shape [N], and logits, shape [N, labels], in the records' order.
 
     Raises:
         ValueError: there are no records.
@@ -41,5 +45,18 @@ def evaluate(
             losses.append(loss.cpu().numpy())
             logits.append(output.cpu().numpy())
     model.train(was_training)
-    measured = task.metrics(np.concatenate(logits), records.labels[order])
-    return Metrics(float(np.concatenate(losses).mean()), measured["accuracy"])
+    place = np.argsort(order)
+    return np.concatenate(losses)[place], np.concatenate(logits)[place]
+
+
+def evaluate(
+    model: nn.Module, records: EncodedRecords, task: Task, *, pad_id: int, device: torch.device
+) -> Metrics:
+    """Measure the model as it is on `records`, in evaluation mode; its mode is put back.
+
+    Raises:
+        ValueError: there are no records.
+    """
+    losses, logits = outputs(model, records, task, pad_id=pad_id, device=device)
+    measured = task.metrics(logits, records.labels)
+    return Metrics(float(losses.mean()), measured["accuracy"])

@@ -394,6 +394,19 @@ class Study(_Section):
             why = "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
             raise StudyError(f"The study does not allow these institutions: {why}.") from error
 
+    def promising(self, epsilon: float) -> Self:
+        """The same study with another ε, checked again.
+
+        Raises:
+            StudyError: that is not an ε.
+        """
+        document = self.model_dump()
+        document["privacy"]["target_epsilon"] = epsilon
+        try:
+            return type(self).model_validate(document)
+        except ValidationError as error:
+            raise StudyError(f"A study cannot promise ε = {epsilon}.") from error
+
 
 def load(path: Path) -> Study:
     """Read a study file.
