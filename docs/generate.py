@@ -272,13 +272,13 @@ def results_page() -> str:
             "`invited_at`, `joined_at`, `node_id` |"
         ),
         (
-            "| `fedpact client dataset list` | a list of objects: `name`, `records`, `format`, `state`, "
-            "`sha256`, `path`, `added_at` |"
+            "| `fedpact client dataset list` | a list of objects: `name`, `population`, `records`, `format`, "
+            "`state`, `sha256`, `path`, `added_at` |"
         ),
         "| `fedpact client policy show` | an object: every rule of the policy, by name |",
         (
             "| `fedpact client ledger` | an object: `unit`, `neighbours`, `datasets` (each with "
-            "`name`, `epsilon`, `delta`, `cap`, `remaining`, `runs`); an infinite ε is null |"
+            "`name`, `population`, `epsilon`, `delta`, `cap`, `remaining`, `runs`); an infinite ε is null |"
         ),
         (
             "| `fedpact client status` | an object: `institution`, `coordinator`, `up`, "

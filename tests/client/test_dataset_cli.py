@@ -57,6 +57,22 @@ def test_add_and_list(run, tmp_path):
     assert "unreadable" in run("dataset", "list")
 
 
+def test_a_population_is_said_and_shown(run, tmp_path):
+    people = "cardiology patients 2019-2024"
+    notes, letters = (write_csv(tmp_path / f"{n}.csv", 120, salt=n) for n in ("a", "b"))
+    assert f"population {people}" in run(
+        "dataset", "add", "notes", notes, "--population", people
+    )
+    spend(tmp_path, ("r1", 1))
+    shown = run("dataset", "add", "letters", letters, "--population", people)
+    assert "same population as notes" in shown
+    assert people in run("dataset", "list")
+    found = json.loads(run("ledger", "--format", "json"))["datasets"]
+    assert [entry["population"] for entry in found] == [people, people]
+    assert found[0]["epsilon"] == found[1]["epsilon"] > 0
+    assert f"letters ({people})" in run("ledger")
+
+
 def test_adding_new_content_forgets_the_cached_old(run, tmp_path):
     path = write_csv(tmp_path / "notes.csv", 120)
     run("dataset", "add", "notes", path)

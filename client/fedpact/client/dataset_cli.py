@@ -32,6 +32,13 @@ NameArgument = Annotated[str, typer.Argument(help="The data set's name.")]
 def add(
     name: NameArgument,
     file: Annotated[Path, typer.Argument(help="A CSV, JSON lines or Parquet file.")],
+    population: Annotated[
+        str | None,
+        typer.Option(
+            help="Whom the records are sampled from, in your words: data sets of one population "
+            "share one budget. By default what it was before, or the data set's name."
+        ),
+    ] = None,
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Register a file as a data set, or take its new content; what was spent stays spent."""
@@ -41,12 +48,13 @@ def add(
     site = _home(home)
     datasets = Datasets(site.open_database())
     with notices.status(f"Reading {file}"):
-        dataset, warnings = datasets.add(name, file)
+        dataset, warnings = datasets.add(name, file, population)
     for warning in warnings:
         notices.print(f"Note: {warning}")
     forget_all_but(site, datasets.list())
     console.print(
-        f"{dataset.name} has {dataset.records} records; content {dataset.sha256[:12]}."
+        f"{dataset.name} has {dataset.records} records; content {dataset.sha256[:12]}; "
+        f"population {dataset.population}."
     )
 
 
@@ -59,6 +67,7 @@ def list_datasets(home: HomeOption = DEFAULT_HOME, format_: Format = "table") ->
         rows = [
             {
                 "name": dataset.name,
+                "population": dataset.population,
                 "records": dataset.records,
                 "format": dataset.format,
                 "state": _state(dataset),
@@ -71,9 +80,9 @@ def list_datasets(home: HomeOption = DEFAULT_HOME, format_: Format = "table") ->
     if format_ == "json":
         _print_json(rows)
         return
-    table = Table("name", "records", "format", "state", "content", "path")
+    table = Table("name", "population", "records", "format", "state", "content", "path")
     for row in rows:
-        cells = (row["name"], row["records"], row["format"], row["state"])
+        cells = (row["name"], row["population"], row["records"], row["format"], row["state"])
         table.add_row(*map(str, cells), str(row["sha256"])[:12], str(row["path"]))
     console.print(table)
 
@@ -120,14 +129,16 @@ def ledger(
     if format_ == "json":
         _print_json(statement.as_json(entries))
         return
-    table = Table("data set", "study", "run", "rounds", "ε spent", "at δ", "ε remaining")
+    table = Table(
+        "data set (population)", "study", "run", "rounds", "ε spent", "at δ", "ε remaining"
+    )
     for entry in entries:
         for line in entry.runs:
             rounds = f"{line.rounds}" + (f" ({line.unsettled} open)" if line.unsettled else "")
             spent = (f"{line.epsilon:.4g}", f"{line.delta:.3g}", "")
             table.add_row(entry.dataset, line.study, line.run, rounds, *spent)
         table.add_row(
-            entry.dataset,
+            f"{entry.dataset} ({entry.population})",
             "all together",
             "",
             str(sum(line.rounds for line in entry.runs)),
