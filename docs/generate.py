@@ -191,6 +191,8 @@ def study_page() -> str:
         "- No label and no institution stands twice.",
         "- `federation.quorum` is at most the number of institutions.",
         "- `training.rounds` times `training.local_steps` is at most 100,000.",
+        '- Where `evaluation.site_metrics` is "private", `privacy.mechanism` is not "none": there would',
+        "  be no ε to pay with.",
         "- Under DP, `privacy.target_delta` is at most one over the declared records of every",
         "  institution: above that the promise would be empty.",
     ]

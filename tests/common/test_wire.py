@@ -24,7 +24,7 @@ REQUEST = wire.RequestHeader(
     study=STUDY.canonical(),
     adapter=wire.ArrayInfo.of(WEIGHTS),
 )
-UPDATE = update_header(WEIGHTS, metrics=wire.SiteMetrics(loss=0.1, accuracy=0.9))
+UPDATE = update_header(WEIGHTS, metrics=wire.SiteMetrics(kind="raw", loss=0.1, accuracy=0.9))
 REFUSAL = wire.Refusal(
     run="r-1", round=3, study_digest=STUDY.digest, code="budget", reason="no ε is left"
 )

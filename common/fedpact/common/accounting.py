@@ -133,7 +133,6 @@ def noise_multiplier(
     Raises:
         BudgetError: no noise up to 1,000 times the clipping norm would do.
     """
-
     others = [] if beside is None else [beside]
 
     def cost(sigma: float) -> float:

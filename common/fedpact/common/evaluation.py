@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -20,6 +21,19 @@ class Metrics:
     accuracy: float
 
 
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What was measured of each record, in any order.
+
+    Attributes:
+        losses: float32, shape [records].
+        correct: whether the prediction is right; bool, shape [records].
+    """
+
+    losses: npt.NDArray[np.float32]
+    correct: npt.NDArray[np.bool_]
+
+
 def evaluate(
     model: nn.Module, records: EncodedRecords, task: Task, *, pad_id: int, device: torch.device
 ) -> Metrics:
@@ -30,16 +44,25 @@ def evaluate(
     """
     if not len(records):
         raise ValueError("no records to evaluate on")
+    scores = score(model, records, task, pad_id=pad_id, device=device)
+    return Metrics(float(scores.losses.mean()), float(scores.correct.mean()))
+
+
+def score(
+    model: nn.Module, records: EncodedRecords, task: Task, *, pad_id: int, device: torch.device
+) -> Scores:
+    """The same, record by record; there may be none."""
     order = np.argsort(records.lengths, kind="stable")
     was_training = model.training
     model.eval()
-    losses, logits = [], []
+    losses = [np.empty(0, np.float32)]
+    correct = [np.empty(0, np.bool_)]
     with torch.inference_mode():
         for start in range(0, len(order), _BATCH):
             batch = records.collate(order[start : start + _BATCH], pad_id=pad_id, device=device)
             loss, output = task.loss(model, batch)
-            losses.append(loss.cpu().numpy())
-            logits.append(output.cpu().numpy())
+            losses.append(loss.float().cpu().numpy())
+            labels = batch["labels"].cpu().numpy()
+            correct.append(task.correct(output.cpu().numpy(), labels))
     model.train(was_training)
-    measured = task.metrics(np.concatenate(logits), records.labels[order])
-    return Metrics(float(np.concatenate(losses).mean()), measured["accuracy"])
+    return Scores(np.concatenate(losses), np.concatenate(correct))

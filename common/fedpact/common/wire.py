@@ -92,12 +92,24 @@ class RequestHeader(_Header):
 
 
 class SiteMetrics(BaseModel):
-    """Loss and accuracy on a site's own records. NOT PRIVATE: sent only by double consent."""
+    """Loss and accuracy on a site's own records.
+
+    Attributes:
+        kind: private, with noise that ε pays for; or raw, which is NOT PRIVATE and sent only by
+            double consent.
+        loss: mean over the records; clipped record by record, if private.
+        accuracy: the share that is right; noise may take it below 0 or above 1.
+        loss_noise: the noise's standard deviation in `loss`; 0 if raw.
+        accuracy_noise: the same in `accuracy`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    kind: Literal["private", "raw"]
     loss: float
     accuracy: float
+    loss_noise: Annotated[float, Field(ge=0)] = 0.0
+    accuracy_noise: Annotated[float, Field(ge=0)] = 0.0
 
 
 class UpdateHeader(_Header):
@@ -108,7 +120,8 @@ class UpdateHeader(_Header):
         epsilon: what the run has cost so far at this site, at the study's δ; a function of
             public numbers (noise, sampling rate, steps) and so no secret. None without DP.
         steps: optimiser steps taken in this round.
-        metrics: raw metrics, only where study and site policy both say so.
+        metrics: private metrics where the study asks for them; raw ones only where study and
+            site policy both say so.
     """
 
     kind: Literal["update"] = "update"
