@@ -11,9 +11,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import dp_accounting
 import pytest
 from alembic import command
 from alembic.config import Config
+from dp_accounting import pld
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, create_engine
@@ -388,6 +390,54 @@ def test_any_interleaving_is_counted_and_never_too_low(tmp_path, events, order):
         for _ in range(m.steps)
     ]
     assert spent == pytest.approx(accounting.epsilon(split, DELTA), rel=1e-9)
+
+
+def by_dp_accounting(mechanisms, interval: float) -> float:
+    accountant = pld.PLDAccountant(
+        dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
+        value_discretization_interval=interval,
+    )
+    for mechanism in mechanisms:
+        gaussian = dp_accounting.GaussianDpEvent(mechanism.noise_multiplier)
+        if isinstance(mechanism, GaussianRelease):
+            accountant.compose(gaussian, mechanism.count)
+        else:
+            sampled = dp_accounting.PoissonSampledDpEvent(mechanism.sample_rate, gaussian)
+            accountant.compose(sampled, mechanism.steps)
+    return accountant.get_epsilon(DELTA)
+
+
+# Noise over sampling rate such that the ledger's interval is the coarsest: cheap, and the worst.
+A_STEP = st.tuples(
+    st.sampled_from([1.0, 1.5, 2.5]), st.sampled_from([0.05, 0.2]), st.integers(1, 12)
+).map(lambda drawn: SubsampledGaussian(*drawn))
+A_ROUND = st.tuples(
+    st.sampled_from(["r1", "r2", "r3"]),
+    A_STEP,
+    st.none() | st.sampled_from([GaussianRelease(15.0, 1), GaussianRelease(40.0, 1)]),
+    st.sampled_from(["settled", "short", "crashed"]),
+)
+
+
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(rounds=st.lists(A_ROUND, min_size=1, max_size=5))
+def test_it_is_never_below_what_a_finer_accountant_says_and_hardly_above(tmp_path, rounds):
+    """Whatever ran: steps of any noise, several studies, metrics. Thousands: histories.py."""
+    folder = tmp_path / uuid.uuid4().hex
+    engine = ClientHome(folder).open_database()
+    Datasets(engine).add("notes", write_csv(folder / "notes.csv", 3))
+    ledger, counted = Ledger(engine), []
+    for number, (run, mechanism, metrics, fate) in enumerate(rounds, start=1):
+        study = a_study(study={"name": run}, privacy={"target_epsilon": 1000.0})
+        entry = reserve(ledger, run, number, mechanism, study=study, metrics=metrics)
+        if fate != "crashed":
+            entry = ledger.settle(entry, mechanism.steps if fate == "settled" else 0)
+        counted += entry.counted
+    engine.dispose()
+    finer = by_dp_accounting(counted, 1e-3 / 4)
+    assert finer <= ledger.spent("notes", DELTA) <= 1.01 * finer
 
 
 def test_it_agrees_with_opacus(ledger):
