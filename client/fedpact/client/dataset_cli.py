@@ -114,9 +114,12 @@ def ledger(
     ] = None,
     home: HomeOption = DEFAULT_HOME,
     format_: Format = "table",
+    plot: Annotated[
+        bool, typer.Option("--plot", help="Draw ε over time, too (not with JSON).")
+    ] = False,
 ) -> None:
     """Show what privacy each data set has spent, run by run, and what is left."""
-    from fedpact.client import policy, statement
+    from fedpact.client import ledger_plot, policy, statement
     from fedpact.client.datasets import Datasets
     from fedpact.client.ledger import Ledger
 
@@ -124,8 +127,9 @@ def ledger(
     engine = site.open_database()
     rules, datasets = policy.load(site.policy), Datasets(engine)
     chosen = datasets.list() if name is None else [datasets.get(name)]
+    books = Ledger(engine)
     with notices.status("Composing what was spent"):
-        entries = [statement.statement(Ledger(engine), dataset, rules) for dataset in chosen]
+        entries = [statement.statement(books, dataset, rules) for dataset in chosen]
     if format_ == "json":
         _print_json(statement.as_json(entries))
         return
@@ -153,6 +157,11 @@ def ledger(
         f"ε protects one {statement.UNIT}: neighbouring data sets {statement.NEIGHBOURS}. "
         "Rounds that are open count in full."
     )
+    for entry in entries if plot else ():
+        with notices.status(f"Composing what {entry.dataset} had spent over time"):
+            points = ledger_plot.course(books.history(entry.dataset), entry.delta)
+        console.print()
+        console.print(ledger_plot.picture(entry, points))
 
 
 def _home(folder: Path) -> "ClientHome":
