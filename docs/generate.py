@@ -19,7 +19,7 @@ from pydantic_core import PydanticUndefined
 from typer.models import ParameterInfo
 
 from fedpact.client.policy import Policy
-from fedpact.common import errors, statuses
+from fedpact.common import errors, statuses, wire
 from fedpact.common.identity import Role
 from fedpact.common.signed_calls import MAX_MESSAGE, TOLERANCE_SECONDS
 from fedpact.common.study import Study
@@ -300,6 +300,34 @@ def results_page() -> str:
     return _page(lines)
 
 
+_BY: Final = {
+    "public": "public: known without the records",
+    "dp-sgd": "DP-SGD in training; the ledger holds its cost",
+    "gaussian": "Gaussian mechanism on sums to which each record adds little; the ledger holds "
+    "its cost",
+    "refusal": "not noised: at most one bit, [said here](../explanation/privacy.md#refusals)",
+}
+
+
+def what_leaves_page() -> str:
+    """Every field that leaves a site in a round, from the wire's models."""
+    lines = [
+        "# What leaves a site in a round",
+        "",
+        "One of these two messages goes out for a request, and nothing else that training, measuring",
+        "or a rule gave. A test compares the list with the messages that are sent, field by field. What",
+        "a site says outside rounds (joining, decisions, Flower's own calls) holds nothing of records:",
+        "see [what is private](../explanation/privacy.md#what-leaves-a-site).",
+    ]
+    for title, model in (("An update", wire.UpdateHeader), ("A refusal", wire.Refusal)):
+        rows = [
+            (f"`{path}`", leaves.what, _BY[leaves.by])
+            for path, leaves in wire.what_leaves(model).items()
+        ]
+        lines += ["", f"## {title}", "", *_table(("field", "what it is", "mechanism"), rows)]
+    return _page(lines)
+
+
 def exit_codes_page() -> str:
     """Every exit code, from the errors."""
     rows = [
@@ -411,6 +439,7 @@ PAGES: Final = {
     "control-plane.md": control_plane_page,
     "cli.md": cli_page,
     "exit-codes.md": exit_codes_page,
+    "what-leaves.md": what_leaves_page,
     "results.md": results_page,
     "environment.md": environment_page,
 }

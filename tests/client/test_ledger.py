@@ -299,9 +299,7 @@ def test_all_runs_of_a_study_may_not_cost_more_than_one_study_may(ledger):
     cap = accounting.epsilon([STEP, STEP], DELTA)
     reserve(ledger, "r1", 1, study_cap=cap)
     ledger.settle(reserve(ledger, "r2", 1, study_cap=cap), 1)
-    with pytest.raises(
-        BudgetError, match="the study .* above its limit"
-    ) as caught:
+    with pytest.raises(BudgetError, match="the study .* above its limit") as caught:
         reserve(ledger, "r3", 1, study_cap=cap)
     assert ledger.spent_by_study("notes", GENEROUS.digest, DELTA) == cap
     other = a_study(study={"name": "x"}, privacy={"target_epsilon": 1000.0})

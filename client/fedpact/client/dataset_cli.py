@@ -133,16 +133,14 @@ def ledger(
     if format_ == "json":
         _print_json(statement.as_json(entries))
         return
-    table = Table(
-        "data set (population)", "study", "run", "rounds", "ε spent", "at δ", "ε remaining"
-    )
+    table = Table("data set", "study", "run", "rounds", "ε spent", "at δ", "ε remaining")
     for entry in entries:
         for line in entry.runs:
             rounds = f"{line.rounds}" + (f" ({line.unsettled} open)" if line.unsettled else "")
             spent = (f"{line.epsilon:.4g}", f"{line.delta:.3g}", "")
             table.add_row(entry.dataset, line.study, line.run, rounds, *spent)
         table.add_row(
-            f"{entry.dataset} ({entry.population})",
+            _with_population(entry.dataset, entry.population),
             "all together",
             "",
             str(sum(line.rounds for line in entry.runs)),
@@ -162,6 +160,10 @@ def ledger(
             points = ledger_plot.course(books.history(entry.dataset), entry.delta)
         console.print()
         console.print(ledger_plot.picture(entry, points))
+
+
+def _with_population(dataset: str, population: str) -> str:
+    return dataset if dataset == population else f"{dataset} ({population})"
 
 
 def _home(folder: Path) -> "ClientHome":
