@@ -23,6 +23,7 @@ from sqlalchemy import Engine, create_engine
 from fedpact.client.datasets import Datasets
 from fedpact.client.home import MIGRATIONS, ClientHome
 from fedpact.client.ledger import AlreadyReservedError, Ledger
+from fedpact.client.tables import ReservationRow, exclusive
 from fedpact.common import accounting
 from fedpact.common.database import open_database
 from fedpact.common.errors import BudgetError, DataError, StorageError, UsageError
@@ -299,7 +300,7 @@ def test_all_runs_of_a_study_may_not_cost_more_than_one_study_may(ledger):
     cap = accounting.epsilon([STEP, STEP], DELTA)
     reserve(ledger, "r1", 1, study_cap=cap)
     ledger.settle(reserve(ledger, "r2", 1, study_cap=cap), 1)
-    with pytest.raises(BudgetError, match="the study .* above its limit") as caught:
+    with pytest.raises(BudgetError, match=r"the study .* above its limit"):
         reserve(ledger, "r3", 1, study_cap=cap)
     assert ledger.spent_by_study("notes", GENEROUS.digest, DELTA) == cap
     other = a_study(study={"name": "x"}, privacy={"target_epsilon": 1000.0})

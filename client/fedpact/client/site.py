@@ -225,13 +225,12 @@ def plan(study: Study, institution: str) -> SubsampledGaussian | None:
     sample_rate = study.sample_rate(institution)
     if not study.is_private:
         return None
-    metrics = plan_metrics(study)
     sigma = accounting.noise_multiplier(
         study.privacy.target_epsilon,
         study.privacy.target_delta,
         sample_rate,
         study.total_steps,
-        None if metrics is None else replace(metrics, count=study.training.rounds),
+        whole_run(study, plan_metrics(study)),
     )
     return SubsampledGaussian(sigma, sample_rate, study.training.local_steps)
 
@@ -250,6 +249,11 @@ def plan_metrics(study: Study) -> GaussianRelease | None:
     share = study.evaluation.metrics_epsilon_share * study.privacy.target_epsilon
     noise = accounting.release_noise(share, study.privacy.target_delta, study.training.rounds)
     return GaussianRelease(noise, 1)
+
+
+def whole_run(study: Study, release: GaussianRelease | None) -> GaussianRelease | None:
+    """What a release in each round is over all rounds."""
+    return release and replace(release, count=study.training.rounds)
 
 
 def _request(packet: wire.Packet) -> tuple[wire.RequestHeader, Weights]:
