@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, select
 
+from fedpact.client.agreements import Agreements
 from fedpact.client.datasets import Datasets
 from fedpact.client.home import ClientHome
 from fedpact.client.site import plan, plan_metrics
 from fedpact.client.tables import DepartureRow, reading
 from fedpact.client.workbench import Workbench
-from fedpact.common import accounting
+from fedpact.common import accounting, identity
 from fedpact.common import model as models
 from fedpact.common.database import sqlite_url
 from fedpact.common.mechanism import Mechanism, SubsampledGaussian
@@ -43,6 +44,7 @@ def work(tmp_path, tiny):
     study = tiny.study(evaluation={"site_metrics": "private", "validation_fraction": 0.3})
     engine = ClientHome(tmp_path / "home").open_database()
     Datasets(engine).add("notes", write_data(tmp_path / "notes.csv"))
+    Agreements(engine).decide(identity.new_signing_key(), INSTITUTION, study, "approve")
     engine.dispose()
     initial = models.initial_weights(Workbench().model(study).module, study.training.seed)
     request = update_request(study, initial)

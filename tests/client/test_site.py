@@ -664,6 +664,7 @@ def test_private_metrics_are_paid_for_and_leave_under_any_policy(bench, spied):
 
 def test_the_same_request_gets_the_same_metrics(bench):
     study = bench.tiny.study(**PRIVATE)
+    bench.decide("approve", study)
     packet = update_request(study, bench.initial(study))
     assert bench.site.answer(packet) == bench.site.answer(packet)
     assert len(bench.history()) == 1
@@ -684,6 +685,7 @@ def test_metrics_are_reserved_before_they_are_measured(bench, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
+    bench.decide("approve", study)
     packet = update_request(study, bench.initial(study))
     with monkeypatch.context() as patch:
         patch.setattr(bench.workbench, "measure_privately", killed)
@@ -691,8 +693,7 @@ def test_metrics_are_reserved_before_they_are_measured(bench, monkeypatch):
             bench.site.answer(packet)
     (standing,) = bench.history()
     assert (standing.metrics, standing.settled_at) == (plan_metrics(study), None)
-    # Under another study with the same training the reservation does not stand.
-    raw = study.model_copy(update={"evaluation": bench.study.evaluation})
-    assert bench.refusal(raw).code == "budget"
+    # Another study under the same run does not take it up.
+    assert bench.refusal().code == "study"
     assert isinstance(wire.unpack(bench.site.answer(packet))[0], wire.UpdateHeader)
     assert len(bench.history()) == 1
