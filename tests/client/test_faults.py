@@ -42,7 +42,9 @@ def computed(attempt: list[tuple[str, str]], training, release) -> float:
 def work(tmp_path, tiny):
     """A home with a data set and a request in front of it, and the study that it is for."""
     study = tiny.study(evaluation={"site_metrics": "private", "validation_fraction": 0.3})
-    engine = ClientHome(tmp_path / "home").open_database()
+    home = ClientHome(tmp_path / "home")
+    engine = home.open_database()
+    home.policy.write_text("allow_model_folders = true\n", encoding="utf-8")
     Datasets(engine).add("notes", write_data(tmp_path / "notes.csv"))
     Agreements(engine).decide(identity.new_signing_key(), INSTITUTION, study, "approve")
     engine.dispose()
