@@ -160,6 +160,8 @@ def test_every_study_survives_its_canonical_form(name, purpose, epsilon, rounds)
         ("[training]", "[privacy]\ntarget_delta = 1\n[training]", "line 11: privacy.target_delta: "),
         ("[training]", '[privacy]\nunit = "person"\n[training]', "line 11: privacy.unit: "),
         ("[training]", '[evaluation]\nsha256 = "abc"\n[training]', "line 11: evaluation.sha256: "),
+        ("[training]", "[evaluation]\nsite_metrics = true\n[training]", "line 11: evaluation.site_metrics: Input should be 'none', 'private' or 'raw'"),
+        ("[training]", '[privacy]\nmechanism = "none"\n[evaluation]\nsite_metrics = "private"\n[training]', '`evaluation.site_metrics` is "private"'),
         ('name = "triage"', 'name = ""', "line 2: study.name: "),
         ('name = "triage"', 'name = "a\\u001b[31m"', "line 2: study.name: "),
         ('name = "Agency"', 'name = "a\\u202eb"', "line 19: institutions.1.name: "),

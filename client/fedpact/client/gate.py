@@ -3,8 +3,8 @@
 Nothing is sent but what `release`, `refuse` or `resend` returned, and in this order:
 
 1. What is about to leave is exactly the tensors that the study trains, all values finite,
-   within the norm that was agreed on (where one was), with no metrics unless both study and
-   policy allow them.
+   within the norm that was agreed on (where one was), with no metrics but those of the kind
+   that may leave.
 2. For one round of a run, one update leaves. Asked again, the same bytes leave.
 3. A refusal says which rule stood in the way; what it would say about the records
    themselves, the site's disk or what other studies have spent stays at home.
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Engine, func, select
 
@@ -76,7 +76,7 @@ class Gate:
         *,
         expected: Manifest,
         max_norm: float | None = None,
-        allow_metrics: bool = False,
+        metrics: Literal["none", "private", "raw"] = "none",
     ) -> wire.Packet:
         """Check an update, write it down and let it leave.
 
@@ -85,7 +85,8 @@ class Gate:
             change: the values that it describes.
             expected: names and shapes of what the study trains.
             max_norm: the L2 norm that the change may have at most; None: any.
-            allow_metrics: whether study and policy both let raw metrics leave.
+            metrics: what metrics may leave: raw ones only where study and policy both say so,
+                private ones only where the ledger holds their cost.
 
         Raises:
             PolicyError: it carries metrics, or another update has left for this round.
@@ -101,7 +102,7 @@ class Gate:
             raise TrainingError("The update holds values that are not finite.")
         if max_norm is not None and change.norm > max_norm:
             raise TrainingError("The update is larger than the norm that was agreed on.")
-        if header.metrics is not None and not allow_metrics:
+        if header.metrics is not None and header.metrics.kind != metrics:
             raise PolicyError("The update carries metrics that the site does not let out.")
         seen = _seen(change)
         return self._depart(header, wire.pack(header, change), seen=seen)

@@ -37,15 +37,17 @@ class RunLine:
 
 @dataclass(frozen=True)
 class Statement:
-    """What one data set has spent.
+    """What one data set has spent, and all that share its budget.
 
     Attributes:
+        population: whom its records are sampled from.
         epsilon: over all runs together, at `delta`.
         delta: the smallest of any run's, which is the strictest; the policy's if none ran.
         cap: ε that it may spend over its lifetime.
     """
 
     dataset: str
+    population: str
     runs: tuple[RunLine, ...]
     epsilon: float
     delta: float
@@ -69,7 +71,12 @@ def statement(ledger: Ledger, dataset: Dataset, policy: Policy) -> Statement:
     lines = tuple(_line(ledger, dataset, entries) for entries in runs.values())
     delta = min((line.delta for line in lines), default=policy.max_delta)
     return Statement(
-        dataset.name, lines, ledger.spent(dataset.name, delta), delta, policy.max_epsilon
+        dataset.name,
+        dataset.population,
+        lines,
+        ledger.spent(dataset.name, delta),
+        delta,
+        policy.max_epsilon,
     )
 
 
@@ -96,6 +103,7 @@ def as_json(statements: Sequence[Statement]) -> dict[str, object]:
         "datasets": [
             {
                 "name": statement.dataset,
+                "population": statement.population,
                 "epsilon": _number(statement.epsilon),
                 "delta": statement.delta,
                 "cap": statement.cap,

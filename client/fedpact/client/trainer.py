@@ -21,7 +21,7 @@ from fedpact.client.randomness import Randomness, SecureRandom
 from fedpact.common import evaluation
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import DataError, TrainingError
-from fedpact.common.evaluation import Metrics
+from fedpact.common.evaluation import Metrics, Scores
 from fedpact.common.mechanism import SubsampledGaussian
 from fedpact.common.model import Precision, get_adapter, precision_on, set_adapter
 from fedpact.common.records import EncodedRecords, IntArray
@@ -194,6 +194,19 @@ class Trainer:
         set_adapter(self._model, weights)
         with memory_errors(), self._arithmetic(precision):
             return evaluation.evaluate(
+                self._model, records, self._task, pad_id=self._pad_id, device=self._device
+            )
+
+    def score(self, weights: Weights, records: EncodedRecords) -> Scores:
+        """The same, record by record; there may be no records.
+
+        Raises:
+            ModelError: `weights` do not fit the model.
+            TrainingError: there was not enough memory.
+        """
+        set_adapter(self._model, weights)
+        with memory_errors(), self._arithmetic("fp32"):
+            return evaluation.score(
                 self._model, records, self._task, pad_id=self._pad_id, device=self._device
             )
 

@@ -9,6 +9,7 @@ by every site, so every field here is part of it and every default is written ou
 
 import hashlib
 import json
+import math
 from datetime import date
 from enum import StrEnum
 from pathlib import Path
@@ -224,10 +225,17 @@ class Evaluation(_Section):
         description="A public test set, with the task's columns; a path next to the study file.",
     )
     sha256: Digest | None = Field(default=None, description="SHA-256 that this file must have.")
-    site_metrics: bool = Field(
-        default=False,
-        description="Ask sites for loss and accuracy on their own data. NOT PRIVATE; a site's "
-        "policy must allow it too.",
+    site_metrics: Literal["none", "private", "raw"] = Field(
+        default="none",
+        description="Loss and accuracy on sites' own data: none; private, with noise that the "
+        "run's ε pays for; or raw. Raw is NOT PRIVATE, and a site's policy must allow it too.",
+    )
+    metrics_epsilon_share: float = Field(
+        default=0.05,
+        gt=0,
+        lt=1,
+        description="Share of `target_epsilon` that private metrics cost in the whole run; "
+        "training has the rest.",
     )
     validation_fraction: float = Field(
         default=0.1, gt=0, lt=1, description="What a site sets aside where it reports metrics."
@@ -303,6 +311,11 @@ class Study(_Section):
                 f"`governance.data_holders` is {wanted} but only {len(names)} institutions "
                 "take part"
             )
+        if self.evaluation.site_metrics == "private" and not self.is_private:
+            raise ValueError(
+                '`evaluation.site_metrics` is "private" but `privacy.mechanism` is "none": '
+                "there is no ε to pay for them with"
+            )
         for institution in self.institutions:
             if self.is_private and self.privacy.target_delta > 1 / institution.records:
                 raise ValueError(
@@ -371,6 +384,15 @@ class Study(_Section):
     def sample_rate(self, name: str) -> float:
         """Poisson sampling rate at an institution: expected batch over its declared size."""
         return self.expected_batch_size(name) / self.institution(name).records
+
+    def expected_validation(self, name: str) -> float:
+        """Records of an institution expected in its validation split, from its declared size."""
+        return self.institution(name).records * self.evaluation.validation_fraction
+
+    @property
+    def loss_clip(self) -> float:
+        """Where a record's loss is clipped in private metrics: twice the loss of a guess."""
+        return 2 * math.log(len(self.task.labels))
 
     def trains(self, tensor: str) -> bool:
         """Whether sites train a tensor of the adapter: under FFA-LoRA, A is frozen and shared."""
