@@ -157,7 +157,9 @@ def test_the_log_of_a_site_says_nothing_of_migrations(server, home, caplog, monk
         caplog.set_level(logging.INFO, name)
     served = CliRunner().invoke(client_app, ["up", "--home", str(home.folder)])
     assert served.exit_code == 0, served.output
-    assert {record.name for record in caplog.records} == {"fedpact.client.up"}
+    names = {record.name for record in caplog.records}
+    assert "fedpact.client.up" in names
+    assert not [name for name in names if name.startswith(("alembic", "httpx"))]
 
 
 @pytest.mark.parametrize("role", ["researcher", "auditor"])

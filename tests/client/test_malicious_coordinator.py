@@ -9,7 +9,7 @@ import hashlib
 import json
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import copytree
 
@@ -20,14 +20,15 @@ from safetensors.numpy import load_file, save_file
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from fedpact.client.agreements import Agreements
 from fedpact.client.datasets import Datasets
 from fedpact.client.home import ClientHome
 from fedpact.client.site import Site
 from fedpact.client.tables import DatasetRow, DepartureRow, ReservationRow
 from fedpact.client.up import build_site
 from fedpact.client.workbench import Workbench
+from fedpact.common import identity, wire
 from fedpact.common import model as models
-from fedpact.common import wire
 from fedpact.common.adapter import Weights
 from fedpact.common.study import Study
 from support.site_factory import INSTITUTION, update_request
@@ -123,7 +124,8 @@ def house(tmp_path, tiny, workbench) -> House:
     home.policy.write_text(f'models = ["{tiny.sha256}"]\nmax_epsilon = 8.0\n')
     study = tiny.study()
     initial = models.initial_weights(workbench.model(study).module, study.training.seed)
-    site = build_site(home, INSTITUTION, workbench)
+    # Every study is taken as signed, so that what stands behind the signature is tested too.
+    site = replace(build_site(home, INSTITUTION, workbench), agreed=lambda _: None)
     return House(home, site, tiny, study, initial, tmp_path)
 
 
@@ -452,3 +454,51 @@ def test_the_attacks_leave_a_site_that_still_works(house):
     for _, make in list(ATTACKS.values())[::6]:
         house.refused(make(copy.copy(house)))
     assert house.update(house.request()).steps == 2
+
+
+# What was signed
+
+KEY = identity.new_signing_key()
+DECISIONS = {
+    "never signed": (),
+    "refused": ("refuse",),
+    "signed, then withdrawn from": ("approve", "withdraw"),
+    "signed, withdrawn from, then refused": ("approve", "withdraw", "refuse"),
+}
+
+
+@pytest.fixture
+def signing(house):
+    """The site with its own agreements, and what signs there."""
+    agreements = Agreements(house.home.open_database())
+    house.site = replace(house.site, agreed=agreements.require)
+
+    def decide(kind, study=None):
+        agreements.decide(KEY, INSTITUTION, study or house.study, kind)
+
+    return decide
+
+
+@pytest.mark.parametrize("name", DECISIONS)
+def test_a_study_that_is_not_signed_now_is_refused_and_costs_nothing(house, signing, name):
+    for kind in DECISIONS[name]:
+        signing(kind)
+    assert house.refused(house.request()).code == "policy"
+
+
+def test_a_signature_on_one_study_is_none_on_another(house, signing):
+    document = house.study.model_dump()
+    document["study"]["purpose"] = house.study.study.purpose + "."
+    signing("approve", type(house.study).model_validate(document))
+    assert house.refused(house.request()).code == "policy"
+    signing("approve")
+    house.update(house.request())
+
+
+def test_a_study_is_refused_from_the_moment_of_withdrawing(house, signing):
+    signing("approve")
+    house.update(house.request())
+    signing("withdraw")
+    assert house.refused(house.request(round=2)).code == "policy"
+    # Not even what left before leaves again.
+    assert house.refused(house.request()).code == "policy"

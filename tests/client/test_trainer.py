@@ -44,7 +44,12 @@ def study_on(base, method="fedavg", mechanism="none"):
             "task": {"labels": ["a", "b", "c"]},
             "model": {"base": str(base)},
             "adapter": {"r": 4},
-            "training": {"batch_size": 4, "local_steps": 3, "precision": "fp32"},
+            "training": {
+                "batch_size": 4,
+                "local_steps": 3,
+                "precision": "fp32",
+                "max_length": 16,
+            },
             "privacy": {"mechanism": mechanism},
             "aggregation": {"method": method},
             "institutions": [
@@ -61,7 +66,7 @@ class CountingTask:
     def __init__(self, task):
         self._task = task
         self.records = []
-        self.metrics = task.metrics
+        self.correct = task.correct
 
     def loss(self, model, batch):
         self.records.append(len(batch["labels"]))

@@ -6,13 +6,14 @@ is written down in words that no terminal acts on, and nothing the liar said of 
 
 import json
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
 
 from fedpact.common import wire
 from fedpact.common.adapter import Weights
-from fedpact.server.rounds import Answer, Conductor
+from fedpact.server.rounds import Answer, Conductor, Terms
 from support import liar
 from support.liar import Asked
 from support.round_fakes import FakeClock, FakeExchange, FakeRecord, lora_weights, study_among
@@ -114,7 +115,8 @@ def conduct(liar_b: Site) -> tuple[FakeRecord, Weights]:
     sites = {**dict.fromkeys(NAMES, liar.honest()), "B": liar_b}
     study = study_among(*NAMES, federation={"quorum": 2, "deadline_seconds": 60.0})
     record = FakeRecord()
-    conductor = Conductor(study, "r1", FakeExchange(sites), record, None, clock=FakeClock())
+    exchange, terms = FakeExchange(sites), partial(Terms.all_of, study)
+    conductor = Conductor(study, "r1", exchange, record, terms, clock=FakeClock())
     return record, conductor.conduct(START)
 
 
