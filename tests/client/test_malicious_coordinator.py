@@ -442,7 +442,7 @@ def test_an_adapter_made_to_overflow_tells_of_no_record(house):
     """Values that no training gives: what comes back is noise, never that a record was there."""
     huge = Weights(house.initial.manifest, house.initial.flat.copy())
     for name, tensor in huge.tensors().items():
-        if not house.study.trains(name):
+        if not house.study.trains(name, 1):
             tensor[:] = 3e38
     header, change = wire.unpack(house.site.answer(house.request(house.study, huge)))
     assert isinstance(header, wire.UpdateHeader), header

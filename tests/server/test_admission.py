@@ -4,7 +4,7 @@ import pytest
 
 from fedpact.common import wire
 from fedpact.server.admission import Admitted, Expected, SetAside, admit
-from fedpact.server.aggregation import trained_names
+from fedpact.server.aggregation import trained_manifest
 from support import liar
 from support.round_fakes import lora_weights, study_among
 from support.site_factory import update_request
@@ -15,7 +15,7 @@ REQUEST = update_request(STUDY, ADAPTER)
 
 
 def expected(*, site_metrics: str = "none") -> Expected:
-    trained = ADAPTER.manifest.select(trained_names(STUDY, ADAPTER.manifest.names))
+    trained = trained_manifest(STUDY, ADAPTER.manifest, 1)
     return Expected("r1", 1, STUDY.digest, trained, site_metrics, steps=1, epsilon=8.0)
 
 

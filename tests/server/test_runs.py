@@ -12,6 +12,7 @@ from fedpact.common.database import open_database
 from fedpact.common.errors import RunError, StorageError
 from fedpact.common.evaluation import Metrics
 from fedpact.server import aggregation, run_tables, runs
+from fedpact.server.aggregation import Standing
 from fedpact.server.home import MIGRATIONS
 from fedpact.server.rounds import Answer
 from support.round_fakes import lora_weights, study_among
@@ -89,23 +90,25 @@ def test_a_round_keeps_its_adapter_named_by_its_digest(engine, run, record, tmp_
 
 
 def test_what_a_round_was_made_of_is_kept_so_that_it_can_be_made_again(record, tmp_path):
-    before, changes = lora_weights(0.25), [lora_weights(0.1), lora_weights(0.7)]
+    before = lora_weights(0.25)
+    trained = aggregation.trained_manifest(STUDY, before.manifest, 1).names
+    changes = [lora_weights(value).select(trained) for value in (0.1, 0.7)]
     record.begun(before)
     record.round_started(1, {"A", "B"})
-    total = aggregation.for_study(STUDY, before.manifest)
+    total = aggregation.Round(STUDY, Standing(before), 1)
     for name, change, weight in zip("AB", changes, (3, 5), strict=True):
         record.admitted(1, name, change, weight)
         total.add(change, weight)
-    after = before.plus(total.result())
+    after = total.result().adapter
     record.round_ended(1, after, 1.0)
 
     def kept(digest: str) -> Weights:
         return Weights.load(tmp_path / "artifacts" / f"{digest}.safetensors")
 
-    again = aggregation.for_study(STUDY, before.manifest)
+    again = aggregation.Round(STUDY, Standing(kept(before.digest)), 1)
     for change, weight in zip(changes, (3, 5), strict=True):
         again.add(kept(change.digest), weight)
-    assert kept(before.digest).plus(again.result()).digest == after.digest
+    assert again.result().adapter.digest == after.digest
     assert kept(after.digest).digest == after.digest
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from fedpact.common import wire
 from fedpact.common.adapter import Manifest, Weights
 from fedpact.common.study import Study
-from fedpact.server.aggregation import trained_names
+from fedpact.server.aggregation import trained_manifest
 
 Answer = Callable[[wire.Packet], wire.Packet]
 
@@ -34,8 +34,8 @@ class Asked:
         assert isinstance(header, wire.RequestHeader)
         assert adapter is not None
         study = Study.from_canonical(header.study)
-        names = trained_names(study, adapter.manifest.names)
-        return cls(header, adapter, adapter.manifest.select(names))
+        trained = trained_manifest(study, adapter.manifest, header.round)
+        return cls(header, adapter, trained)
 
     def update(self, change: Weights, **fields: object) -> wire.Packet:
         """A whole update of `change`; `fields` of its header may lie."""

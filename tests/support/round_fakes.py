@@ -10,6 +10,7 @@ from fedpact.common import wire
 from fedpact.common.adapter import Weights
 from fedpact.common.evaluation import Metrics
 from fedpact.common.study import Study
+from fedpact.server.diagnostics import Diagnosis
 from fedpact.server.rounds import Answer
 
 Site = Callable[[wire.Packet], wire.Packet]
@@ -95,6 +96,8 @@ class FakeRecord:
         self.answers: dict[int, dict[str, Answer]] = {}
         self.weights: dict[int, Weights] = {}
         self.seconds: dict[int, float] = {}
+        self.states_after: dict[int, Weights | None] = {}
+        self.diagnoses: dict[int, Diagnosis | None] = {}
         self.metrics: dict[int, Metrics] = {}
         self.admissions: dict[int, list[tuple[str, Weights, float]]] = {}
         self.reason = ""
@@ -114,10 +117,19 @@ class FakeRecord:
         assert self.answers[number][institution].state == "asked", "decided twice"
         self.answers[number][institution] = answer
 
-    def round_ended(self, number: int, weights: Weights, seconds: float) -> None:
+    def round_ended(
+        self,
+        number: int,
+        weights: Weights,
+        seconds: float,
+        state: Weights | None = None,
+        diagnosis: Diagnosis | None = None,
+    ) -> None:
         self.events.append(("ended", number))
         self.weights[number] = weights
         self.seconds[number] = seconds
+        self.states_after[number] = state
+        self.diagnoses[number] = diagnosis
 
     def measured(self, number: int, metrics: Metrics) -> None:
         self.events.append(("measured", number))

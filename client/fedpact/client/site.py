@@ -123,7 +123,7 @@ class Site:
         check(policy, study, self.name, dataset.records)
         check_hours(policy, self.now())
         mechanism, release = plan(study, self.name), plan_metrics(study)
-        trained = self.workbench.fit(study, weights)
+        trained = self.workbench.fit(study, weights, request.round)
         split = self.records(study, dataset)
         raw = study.evaluation.site_metrics == "raw" and policy.allow_site_metrics
         metrics = self.workbench.measure(study, weights, split.validation) if raw else None

@@ -123,7 +123,8 @@ def _tensors(study: Study) -> str:
         trained[f"LoRA's {kind}" if kind else "the head"] += 1
     kinds = ", ".join(f"{count} of {what}" for what, count in trained.items() if count)
     total = _FLOAT_BYTES * sum(sizes.values())
-    return f"{len(sizes)} tensors ({kinds}), {total:,} bytes"
+    turns = "; B and A in turn, one a round" if study.aggregation.method == "rolora" else ""
+    return f"{len(sizes)} tensors ({kinds}), {total:,} bytes{turns}"
 
 
 def _sizes(study: Study) -> Mapping[str, int]:
@@ -137,7 +138,12 @@ def _sizes(study: Study) -> Mapping[str, int]:
         # What libraries say to their developers is not for the person who reads a study.
         warnings.simplefilter("ignore", FutureWarning)
         parameters = models.adapter_parameters(models.build(study, torch.device("cpu")))
-    return {name: p.numel() for name, p in parameters.items() if study.trains(name)}
+    rounds = (1, 2)  # whatever a method trains, it trains in one of them
+    return {
+        name: parameter.numel()
+        for name, parameter in parameters.items()
+        if any(study.trains(name, number) for number in rounds)
+    }
 
 
 def _privacy(study: Study) -> str:

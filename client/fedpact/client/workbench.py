@@ -31,7 +31,6 @@ class Model:
     tokenizer: Any
     trainer: Trainer
     adapter: Manifest
-    trained: Manifest
     device: torch.device
 
 
@@ -70,17 +69,19 @@ class Workbench:
                 device=self._device,
             )
             adapter = models.get_adapter(built).manifest
-            trained = models.get_adapter(built, trainable=True).manifest
-            self._model = Model(
-                study.digest, built, tokenizer, trainer, adapter, trained, self._device
-            )
+            self._model = Model(study.digest, built, tokenizer, trainer, adapter, self._device)
         return self._model
 
-    def fit(self, study: Study, weights: Weights) -> Manifest:
-        """Check that an adapter fits the study's model, before anything is spent on it.
+    def fit(self, study: Study, weights: Weights, number: int) -> Manifest:
+        """Make the study's model ready for a round, before anything is spent on it.
+
+        Args:
+            study: whose model it is.
+            weights: the adapter received, which must fit it.
+            number: of the round, from 1.
 
         Returns:
-            the tensors that the study trains.
+            the tensors that the round trains.
 
         Raises:
             ModelError: it does not fit.
@@ -89,7 +90,10 @@ class Workbench:
         if weights.manifest != model.adapter:
             misfit = "The adapter received does not fit the study's model."
             raise ModelError(misfit, told=misfit)
-        return model.trained
+        models.set_trained(model.module, study, number)
+        return weights.manifest.select(
+            name for name in weights.manifest.names if study.trains(name, number)
+        )
 
     def train(
         self,
@@ -99,7 +103,7 @@ class Workbench:
         records: EncodedRecords,
         mechanism: SubsampledGaussian | None,
     ) -> Trained:
-        """Train one round from the adapter received.
+        """Train the round that `fit` made ready, from the adapter received.
 
         Raises:
             FedpactError: as `Trainer.train`.

@@ -141,8 +141,8 @@ def build(study: Study, device: torch.device) -> nn.Module:
     """The base model with the study's adapter in it, on `device`, in training mode.
 
     Returns:
-        a `peft.PeftModel` of which only what the method trains requires a gradient, with the
-        adapter's first values for the study's seed.
+        a `peft.PeftModel` of which only what the first round trains requires a gradient, with
+        the adapter's first values for the study's seed.
 
     Raises:
         ModelError: the model is not at hand or not whole, or has no layer that
@@ -183,9 +183,7 @@ def build(study: Study, device: torch.device) -> nn.Module:
         model: nn.Module = peft.get_peft_model(base, lora_config(study))
     except ValueError as error:
         raise ModelError(f"The adapter does not fit {study.model.base}: {error}") from error
-    parameters = adapter_parameters(model)
-    for name, parameter in parameters.items():
-        parameter.requires_grad = study.trains(name)
+    set_trained(model, study, 1)
     set_adapter(model, initial_weights(model, study.training.seed))
     return model.train()
 
@@ -268,6 +266,12 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         elif ".modules_to_save.default." in name:
             found[name.replace(".modules_to_save.default.", ".")] = parameter
     return dict(sorted(found.items()))
+
+
+def set_trained(model: nn.Module, study: Study, number: int) -> None:
+    """Let only what a round (from 1) trains require a gradient."""
+    for name, parameter in adapter_parameters(model).items():
+        parameter.requires_grad = study.trains(name, number)
 
 
 def get_adapter(model: nn.Module, *, trainable: bool = False) -> Weights:

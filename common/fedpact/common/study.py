@@ -200,10 +200,94 @@ class Privacy(_Section):
 class Aggregation(_Section):
     """`[aggregation]`: how updates become one adapter."""
 
-    method: Literal["ffa-lora", "fedavg"] = Field(
+    method: Literal["ffa-lora", "fedavg", "fedsvd", "rolora", "flexlora"] = Field(
         default="ffa-lora",
-        description="ffa-lora trains B only, with A frozen and shared; fedavg trains A and B.",
+        description="ffa-lora trains B only, with A frozen and shared; fedsvd too, and refactors "
+        "BA between rounds; rolora trains B and A in turn; fedavg trains A and B and averages "
+        "them apart; flexlora trains A and B and averages their products.",
     )
+    server_optimizer: Literal["none", "momentum", "adam", "yogi"] = Field(
+        default="none",
+        description="The coordinator's optimiser, which takes a round's change as a gradient.",
+    )
+    server_learning_rate: float = Field(
+        default=1.0, gt=0, description="Learning rate of the server optimiser."
+    )
+    server_momentum: float = Field(
+        default=0.9, ge=0, lt=1, description="β₁ of the server optimiser."
+    )
+    server_beta2: float = Field(default=0.99, ge=0, lt=1, description="β₂ of adam and yogi.")
+    server_tau: float = Field(
+        default=1e-3, gt=0, description="τ of adam and yogi, added to the root of v."
+    )
+    robust: Literal[
+        "none",
+        "median",
+        "trimmed-mean",
+        "krum",
+        "multi-krum",
+        "geometric-median",
+        "norm-bounding",
+        "centred-clipping",
+    ] = Field(
+        default="none",
+        description="The rule that makes one change of many in the place of the weighted mean, "
+        "to bear sites that send what they should not. But for norm-bounding, each site has one "
+        "vote.",
+    )
+    bad_sites: int = Field(
+        default=1,
+        ge=1,
+        le=1_000_000,
+        description="How many bad sites a robust rule must bear; the quorum must be large enough "
+        "for it.",
+    )
+    norm_bound: float | None = Field(
+        default=None,
+        gt=0,
+        description="L2 norm to which norm-bounding cuts updates, and centred-clipping their "
+        "distance from the centre.",
+    )
+
+    @model_validator(mode="after")
+    def _can_work(self) -> Self:
+        if self.robust != "none" and self.method in ("fedavg", "flexlora"):
+            raise ValueError(
+                f"`robust` needs a method that trains one of A and B in a round, {self.method} "
+                "trains both: the same adapter has many factors, and what is near in A and in B "
+                "need not be near in BA; take ffa-lora, fedsvd or rolora"
+            )
+        if self.server_optimizer != "none" and self.method in ("fedsvd", "flexlora"):
+            raise ValueError(
+                f"`server_optimizer` cannot go with {self.method}, which changes the basis of A "
+                "and B after each round: what the optimiser remembers would be of another basis; "
+                "take ffa-lora, rolora or fedavg"
+            )
+        if (self.robust in ("norm-bounding", "centred-clipping")) != (
+            self.norm_bound is not None
+        ):
+            raise ValueError(
+                "`norm_bound` is for `robust` norm-bounding and centred-clipping, which need it"
+            )
+        if self.server_optimizer == "none" and self.server_learning_rate != 1.0:
+            raise ValueError("`server_learning_rate` needs a `server_optimizer`")
+        return self
+
+    @property
+    def bound(self) -> float:
+        """`norm_bound`, or none at all."""
+        return self.norm_bound or math.inf
+
+    @property
+    def updates_needed(self) -> int:
+        """Updates without which the robust rule cannot bear so many bad sites."""
+        match self.robust:
+            case "none" | "norm-bounding":
+                return 1
+            case "krum" | "multi-krum":
+                return 2 * self.bad_sites + 3
+            case _:
+                return 2 * self.bad_sites + 1
 
 
 class Federation(_Section):
@@ -305,6 +389,13 @@ class Study(_Section):
                 f"`federation.quorum` is {self.federation.quorum} but only {len(names)} "
                 "institutions take part"
             )
+        needed = self.aggregation.updates_needed
+        if self.federation.quorum < needed:
+            raise ValueError(
+                f"`aggregation.robust` {self.aggregation.robust} needs {needed} updates in every "
+                f"round to bear {self.aggregation.bad_sites} bad sites, but `federation.quorum` "
+                f"is {self.federation.quorum}"
+            )
         wanted = self.governance.data_holders
         if names and wanted is not None and wanted > len(names):
             raise ValueError(
@@ -394,9 +485,18 @@ class Study(_Section):
         """Where a record's loss is clipped in private metrics: twice the loss of a guess."""
         return 2 * math.log(len(self.task.labels))
 
-    def trains(self, tensor: str) -> bool:
-        """Whether sites train a tensor of the adapter: under FFA-LoRA, A is frozen and shared."""
-        return self.aggregation.method != "ffa-lora" or ".lora_A." not in tensor
+    def trains(self, tensor: str, number: int) -> bool:
+        """Whether sites train a tensor of the adapter in a round (from 1).
+
+        Under FFA-LoRA and FedSVD, A is frozen and shared; under RoLoRA, B and A take turns.
+        """
+        match self.aggregation.method:
+            case "ffa-lora" | "fedsvd":
+                return ".lora_A." not in tensor
+            case "rolora":
+                return (".lora_A." if number % 2 else ".lora_B.") not in tensor
+            case "fedavg" | "flexlora":
+                return True
 
     @property
     def total_steps(self) -> int:

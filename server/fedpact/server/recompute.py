@@ -1,7 +1,8 @@
 """Aggregating the rounds of a transcript again, from the updates that were kept.
 
 What an `aggregated` entry names must come out bit for bit: the same updates, of the same
-digests, added in the same order with the same weights to the same adapter.
+digests, added in the same order with the same weights to the same adapter, and the same state of
+the server optimiser where there is one: the one that the run's last such entry names.
 """
 
 from collections.abc import Iterable
@@ -13,6 +14,13 @@ from fedpact.common.errors import AuditError, WireError
 from fedpact.common.study import Study
 from fedpact.common.transcript import Entry
 from fedpact.server import aggregation
+from fedpact.server.aggregation import Standing
+
+_ADVICE = {
+    False: "The adapter is not the aggregate of what the sites sent.",
+    True: "The adapter is not the aggregate of what the sites sent, or NumPy's LAPACK here is "
+    "another than the coordinator's: check where the round was run.",
+}
 
 
 def recompute(entries: Iterable[Entry], artifacts: Path) -> int:
@@ -30,33 +38,46 @@ def recompute(entries: Iterable[Entry], artifacts: Path) -> int:
         StudyError: a run's study cannot be read.
     """
     studies: dict[str, Study] = {}
+    states: dict[str, str] = {}
     rounds = 0
     for entry in entries:
         body: Any = entry.body
         if entry.kind == "run-started":
             studies[body["run"]] = Study.from_canonical(body["study"])
         elif entry.kind == "aggregated":
-            _again(entry, studies, artifacts)
+            _again(entry, studies, states, artifacts)
             rounds += 1
     return rounds
 
 
-def _again(entry: Entry, studies: dict[str, Study], artifacts: Path) -> None:
+def _again(
+    entry: Entry, studies: dict[str, Study], states: dict[str, str], artifacts: Path
+) -> None:
     body: Any = entry.body
     what = f"Entry {entry.number} of {entry.author} (run {body['run']}, round {body['round']})"
     if (study := studies.get(body["run"])) is None:
         raise AuditError(f"{what} is of a run that was never started.")
-    before = _kept(body["before"], artifacts, what)
-    trained = before.manifest.select(aggregation.trained_names(study, before.manifest.names))
-    total = aggregation.for_study(study, trained)
+    adapter = _kept(body["before"], artifacts, what)
+    state = states.get(body["run"])
+    before = Standing(adapter, _kept(state, artifacts, what) if state else None)
+    total = aggregation.Round(study, before, body["round"])
     for update in body["updates"]:
         total.add(_kept(update["digest"], artifacts, what), update["weight"])
-    digest = before.plus(total.result()).digest
+    after = total.result()
+    digest = after.adapter.digest
     if digest != body["adapter"]:
         raise AuditError(
             f"{what} does not fit: its updates make the adapter {digest[:12]}, it says "
             f"{body['adapter'][:12]}.",
-            advice="The adapter is not the aggregate of what the sites sent.",
+            advice=_ADVICE[study.aggregation.method in ("fedsvd", "flexlora")],
+        )
+    if after.state is None:
+        return
+    states[body["run"]] = after.state.digest
+    if after.state.digest != body.get("state"):
+        raise AuditError(
+            f"{what} does not fit: its updates make another state of the server optimiser.",
+            advice="The next round's adapter is not made of what the sites sent.",
         )
 
 

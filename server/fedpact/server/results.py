@@ -26,6 +26,11 @@ class RoundResult(_Part):
     seconds: float | None
     sites: int
     """Sites whose update counted."""
+    averaging_loss: float | None
+    """What averaging A and B apart loses of the mean of BA, as a share of it; 0 where one of
+    them is shared."""
+    mean_cosine: float | None
+    """The mean cosine between two sites' updates: 1 where all go one way."""
 
 
 class SiteResult(_Part):
@@ -70,6 +75,8 @@ class RunResult(_Part):
                     accuracy=r.accuracy,
                     seconds=r.seconds,
                     sites=sum(a.state == "updated" for a in r.answers.values()),
+                    averaging_loss=r.diagnosis.averaging_loss,
+                    mean_cosine=r.diagnosis.mean_cosine,
                 )
                 for r in view.rounds
             ],

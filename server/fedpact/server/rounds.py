@@ -3,8 +3,8 @@
 One round, once: (1) read anew what the agreement allows, (2) ask every site that is there
 and still agrees, (3) meanwhile measure the adapter they were sent, (4) collect replies until
 all have answered, cannot answer any more, or the deadline has passed, adding each that counts
-to the aggregate as it comes, (5) check the quorum, (6) change the adapter, (7) write the
-round down.
+to the aggregate as it comes, (5) check the quorum, (6) make the adapter after it, (7) write
+the round down.
 
 What carries packets is an `Exchange`; what remembers is a `Record`; what was agreed are
 `Terms`. Where each comes from is not known here.
@@ -23,6 +23,8 @@ from fedpact.common.evaluation import Metrics
 from fedpact.common.study import Study
 from fedpact.server import aggregation
 from fedpact.server.admission import Admitted, Expected, SetAside, admit
+from fedpact.server.aggregation import Standing
+from fedpact.server.diagnostics import Diagnosis, Examination
 
 
 class Exchange(Protocol):
@@ -87,8 +89,23 @@ class Record(Protocol):
         """An institution's part in the round is decided."""
         ...
 
-    def round_ended(self, number: int, weights: Weights, seconds: float) -> None:
-        """The round counts; these are the adapter's weights after it."""
+    def round_ended(
+        self,
+        number: int,
+        weights: Weights,
+        seconds: float,
+        state: Weights | None = None,
+        diagnosis: Diagnosis | None = None,
+    ) -> None:
+        """The round counts.
+
+        Args:
+            number: of the round, from 1.
+            weights: the adapter after it.
+            seconds: it took.
+            state: what the server optimiser remembers; None without one.
+            diagnosis: what its updates were like.
+        """
         ...
 
     def measured(self, number: int, metrics: Metrics) -> None:
@@ -151,12 +168,15 @@ class Conductor:
     measure: Measure | None = None
     clock: Callable[[], float] = field(default=time.monotonic)
 
-    def conduct(self, weights: Weights, first_round: int = 1) -> Weights:
+    def conduct(
+        self, weights: Weights, first_round: int = 1, state: Weights | None = None
+    ) -> Weights:
         """Run the rounds from `first_round` on.
 
         Args:
             weights: the adapter before that round.
             first_round: from 1.
+            state: what the server optimiser remembers of the rounds before.
 
         Returns:
             the adapter after the last round, or after the last before the run was to stop.
@@ -165,6 +185,7 @@ class Conductor:
             RunError: a round had too few updates, or nobody came.
         """
         self.record.begun(weights)
+        standing = Standing(weights, state)
         unmeasured: int | None = None
         for number in range(first_round, self.study.training.rounds + 1):
             try:
@@ -174,24 +195,24 @@ class Conductor:
                 break
             if self.record.should_stop():
                 break
-            weights = self._round(number, weights, asked, unmeasured)
+            standing = self._round(number, standing, asked, unmeasured)
             unmeasured = number
-        self._measure(unmeasured, weights)
-        return weights
+        self._measure(unmeasured, standing.adapter)
+        return standing.adapter
 
     def _round(
-        self, number: int, weights: Weights, asked: AbstractSet[str], unmeasured: int | None
-    ) -> Weights:
+        self, number: int, before: Standing, asked: AbstractSet[str], unmeasured: int | None
+    ) -> Standing:
         # From here: those who were asked have the whole deadline, however long others took.
         started = self.clock()
-        request = self._request(number, weights)
+        request = self._request(number, before.adapter)
         self.record.round_started(number, asked)
         self.exchange.ask(dict.fromkeys(sorted(asked), request))
-        self._measure(unmeasured, weights)
-        change = self._collect(number, weights, asked, started)
-        weights = weights.plus(change)
-        self.record.round_ended(number, weights, self.clock() - started)
-        return weights
+        self._measure(unmeasured, before.adapter)
+        after, diagnosis = self._collect(number, before, asked, started)
+        seconds = self.clock() - started
+        self.record.round_ended(number, after.adapter, seconds, after.state, diagnosis)
+        return after
 
     def _gather(self, number: int) -> AbstractSet[str]:
         """Wait until a quorum of those who agree is there, or the run is to stop.
@@ -247,12 +268,10 @@ class Conductor:
             self.record.measured(number, self.measure(weights))
 
     def _collect(
-        self, number: int, weights: Weights, asked: AbstractSet[str], started: float
-    ) -> Weights:
-        """Add up the round's updates as they come."""
-        trained = weights.manifest.select(
-            aggregation.trained_names(self.study, weights.manifest.names)
-        )
+        self, number: int, before: Standing, asked: AbstractSet[str], started: float
+    ) -> tuple[Standing, Diagnosis]:
+        """Aggregate the round's updates as they come."""
+        trained = aggregation.trained_manifest(self.study, before.adapter.manifest, number)
         expected = Expected(
             self.run,
             number,
@@ -262,7 +281,8 @@ class Conductor:
             self.study.training.local_steps,
             self.study.privacy.target_epsilon if self.study.is_private else None,
         )
-        total = aggregation.for_study(self.study, trained)
+        total = aggregation.Round(self.study, before, number)
+        examination = Examination(before.adapter, trained)
         pending, counted = set(asked), 0
         while pending:
             for name, packet in self.exchange.replies().items():
@@ -274,6 +294,7 @@ class Conductor:
                     weight = self.study.institution(name).records
                     self.record.admitted(number, name, outcome.change, weight)
                     total.add(outcome.change, weight)
+                    examination.add(outcome.change, weight)
                     counted += 1
                 self.record.answered(number, name, _answer(outcome, packet))
             for name in pending & self.exchange.lost(pending):
@@ -291,7 +312,7 @@ class Conductor:
                 f"{self.study.federation.quorum}.",
                 advice="`fedpact run watch` shows why each site's reply did not count.",
             )
-        return total.result()
+        return total.result(), examination.result()
 
 
 def _answer(outcome: Admitted | SetAside, packet: wire.Packet) -> Answer:

@@ -43,7 +43,11 @@ class RunRow(Base):
 
 
 class RoundRow(Base):
-    """One round; `seconds` is null while it is under way."""
+    """One round; `seconds` is null while it is under way.
+
+    `state_digest` names the server optimiser's state after it. The last two are of
+    `fedpact.server.diagnostics.Diagnosis`.
+    """
 
     __tablename__ = "rounds"
 
@@ -54,6 +58,9 @@ class RoundRow(Base):
     loss: Mapped[float | None] = mapped_column(Float)
     accuracy: Mapped[float | None] = mapped_column(Float)
     adapter_digest: Mapped[str | None] = mapped_column(String(64))
+    state_digest: Mapped[str | None] = mapped_column(String(64))
+    averaging_loss: Mapped[float | None] = mapped_column(Float)
+    mean_cosine: Mapped[float | None] = mapped_column(Float)
 
 
 class AnswerRow(Base):

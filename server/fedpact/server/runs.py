@@ -10,7 +10,7 @@ import secrets
 from collections import defaultdict
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from fedpact.common.evaluation import Metrics
 from fedpact.common.study import Study
 from fedpact.common.transcript import Json
 from fedpact.common.transcript_store import write
+from fedpact.server.diagnostics import Diagnosis
 from fedpact.server.rounds import Answer
 from fedpact.server.run_tables import AnswerRow, RoundRow, RunRow, StudyRow
 from fedpact.server.tables import transaction
@@ -219,9 +220,17 @@ class RunRecord:
             why = " ".join(["", *answer.reason.split()])
             log.info("round %d: %s %s.%s", number, institution, answer.state, why)
 
-    def round_ended(self, number: int, weights: Weights, seconds: float) -> None:
-        """The round counts: keep the adapter, named by its digest, then write it down."""
+    def round_ended(
+        self,
+        number: int,
+        weights: Weights,
+        seconds: float,
+        state: Weights | None = None,
+        diagnosis: Diagnosis | None = None,
+    ) -> None:
+        """The round counts: keep what came of it, named by its digest, then write it down."""
         self._keep(weights)
+        values: dict[str, float | str | None] = asdict(diagnosis) if diagnosis else {}
         made: dict[str, Json] = {
             "before": self._adapter,
             "updates": [
@@ -230,11 +239,14 @@ class RunRecord:
             ],
             "adapter": weights.digest,
         }
+        if state is not None:
+            self._keep(state)
+            values["state_digest"] = made["state"] = state.digest
         with transaction(self._engine) as session:
             session.execute(
                 update(RoundRow)
                 .where(RoundRow.run == self._run, RoundRow.number == number)
-                .values(seconds=seconds, adapter_digest=weights.digest)
+                .values(seconds=seconds, adapter_digest=weights.digest, **values)
             )
             write(session, "aggregated", {"run": self._run, "round": number, **made})
         self._adapter = weights.digest
@@ -269,7 +281,7 @@ class RunRecord:
             partial.unlink(missing_ok=True)
             raise storage_error(error) from error
 
-    def _update_round(self, number: int, **values: float | str) -> None:
+    def _update_round(self, number: int, **values: float | str | None) -> None:
         with transaction(self._engine) as session:
             session.execute(
                 update(RoundRow)
@@ -287,6 +299,7 @@ class RoundView:
     loss: float | None
     accuracy: float | None
     answers: dict[str, Answer]
+    diagnosis: Diagnosis = field(default_factory=Diagnosis)
 
 
 @dataclass(frozen=True)
@@ -349,6 +362,7 @@ def _round_view(row: RoundRow, answers: Sequence[AnswerRow]) -> RoundView:
             )
             for a in answers
         },
+        Diagnosis(row.averaging_loss, row.mean_cosine),
     )
 
 

@@ -1,40 +1,83 @@
-"""How updates become one change of the adapter, one file per method.
+"""How updates become one adapter, one file per method.
 
-A method is a class with two calls: `add` takes one site's change with its public weight as
-it arrives, `result` gives the change of the adapter. Nothing keeps the updates themselves,
-so memory does not grow with the number of sites.
+Three choices of a study meet here. A *rule* makes one change of many: the weighted mean, or
+one of `robust`. A *server optimiser*, if there is one, turns that change into a step. A
+*method* is a class `Round` that is made of the adapter before the round and the rule: `add`
+takes one site's change with its public weight as it comes, `result` gives the adapter after.
+
+The mean keeps nothing but a running sum, so memory does not grow with the number of sites.
+Robust rules (but norm bounding) and `flexlora` must see all updates at once and keep them.
+
+A result is a function of the adapter before, the optimiser's state, and the updates in the
+order in which they came, to the bit: an audit can make a round again of what was stored.
 """
 
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Protocol, cast
+from typing import cast
 
 from fedpact.common.adapter import Manifest, Weights
 from fedpact.common.study import Study
+from fedpact.server.aggregation.mean import Mean
+from fedpact.server.aggregation.rules import Rule
+from fedpact.server.aggregation.server_optimizer import Stepped
 
 
-class Aggregator(Protocol):
-    """One round's aggregation."""
+@dataclass(frozen=True, eq=False)
+class Standing:
+    """What a run has come to after a round.
 
-    def add(self, change: Weights, weight: float) -> None:
-        """Take one site's change; `weight` is its declared size."""
-        ...
+    Attributes:
+        adapter: its weights, all of them.
+        state: what the server optimiser remembers; None without one, and before it began.
+    """
 
-    def result(self) -> Weights:
-        """The change of the adapter that the round makes."""
-        ...
-
-
-def trained_names(study: Study, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Which of the adapter's tensors sites train under the study's method."""
-    return tuple(filter(study.trains, names))
+    adapter: Weights
+    state: Weights | None = None
 
 
-def for_study(study: Study, manifest: Manifest) -> Aggregator:
-    """A fresh aggregator for one round of the study's method.
+class Round:
+    """One round's aggregation, by a study's method, rule and server optimiser.
 
     Args:
-        study: whose `[aggregation] method` is taken.
-        manifest: the tensors that sites train.
+        study: whose `[aggregation]` is taken.
+        before: what the run has come to.
+        number: of the round, from 1.
     """
-    module = import_module(f"{__name__}.{study.aggregation.method.replace('-', '_')}")
-    return cast("Aggregator", module.Round(manifest))
+
+    def __init__(self, study: Study, before: Standing, number: int) -> None:
+        self._stepped: Stepped | None = None
+        rule = _rule(study, trained_manifest(study, before.adapter.manifest, number))
+        if study.aggregation.server_optimizer != "none":
+            rule = self._stepped = Stepped(rule, study.aggregation, before.state)
+        method = import_module(f"{__name__}.{_module(study.aggregation.method)}")
+        self._method = cast("Rule", method.Round(before.adapter, rule))
+
+    def add(self, change: Weights, weight: float) -> None:
+        """Take one site's change of what the round trains; `weight` is its declared size."""
+        self._method.add(change, weight)
+
+    def result(self) -> Standing:
+        """What the run has come to after the round.
+
+        Raises:
+            RunError: nothing was added.
+        """
+        adapter = self._method.result()
+        return Standing(adapter, self._stepped.state if self._stepped else None)
+
+
+def trained_manifest(study: Study, adapter: Manifest, number: int) -> Manifest:
+    """Which of the adapter's tensors sites train in a round."""
+    return adapter.select(name for name in adapter.names if study.trains(name, number))
+
+
+def _rule(study: Study, trained: Manifest) -> Rule:
+    if study.aggregation.robust == "none":
+        return Mean(trained)
+    module = import_module(f"{__name__}.robust.{_module(study.aggregation.robust)}")
+    return cast("Rule", module.Rule(trained, study.aggregation))
+
+
+def _module(name: str) -> str:
+    return name.replace("-", "_")
