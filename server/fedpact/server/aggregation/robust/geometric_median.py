@@ -23,7 +23,9 @@ class Rule(KeepingRule):
         # The median of all coordinates: the mean may be so far out that sums lose the rest.
         point = np.asarray(np.median(updates, axis=0))
         scale = float(np.median(distances(updates, point)))
-        smallest = max(scale * 1e-9, np.finfo(np.float64).tiny)
+        if scale == 0:  # at least half of the updates are this very point
+            return point
+        smallest = scale * 1e-9
         for _ in range(_STEPS):
             shares = 1 / np.maximum(distances(updates, point), smallest)
             moved = shares @ updates / shares.sum()
