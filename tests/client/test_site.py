@@ -697,3 +697,17 @@ def test_metrics_are_reserved_before_they_are_measured(bench, monkeypatch):
     assert bench.refusal().code == "study"
     assert isinstance(wire.unpack(bench.site.answer(packet))[0], wire.UpdateHeader)
     assert len(bench.history()) == 1
+
+
+def test_under_rolora_the_round_decides_which_factor_a_site_trains(bench):
+    study = bench.tiny.study(aggregation={"method": "rolora"})
+    weights = bench.initial(study)
+    for number, trained in ((1, ".lora_B."), (2, ".lora_A."), (3, ".lora_B.")):
+        header, change = bench.ask(study, weights, round=number)
+        assert isinstance(header, wire.UpdateHeader), header
+        factors = {name for name in change.manifest.names if ".lora_" in name}
+        assert factors
+        assert all(trained in name for name in factors)
+        assert any("classifier" in name for name in change.manifest.names)
+        weights = weights.plus(change)
+    assert all(np.any(change.tensors()[name]) for name in factors)

@@ -238,3 +238,46 @@ def test_other_institutions_are_checked_again():
     alone = study.with_institutions(())
     assert alone.institutions == ()
     assert alone.digest != study.digest
+
+
+# What cannot work together is refused, and why
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "why"),
+    [
+        ({"method": "fedavg", "robust": "median"}, "need not be near in BA"),
+        ({"method": "flexlora", "robust": "krum"}, "need not be near in BA"),
+        ({"method": "fedsvd", "server_optimizer": "adam"}, "changes the basis"),
+        ({"method": "flexlora", "server_optimizer": "momentum"}, "changes the basis"),
+        ({"robust": "norm-bounding"}, "`norm_bound`"),
+        ({"robust": "median", "norm_bound": 1.0}, "`norm_bound`"),
+        ({"server_learning_rate": 0.5}, "needs a `server_optimizer`"),
+        ({"robust": "median"}, "needs 3 updates in every round to bear 1 bad sites"),
+        ({"robust": "krum", "bad_sites": 2}, "needs 7 updates in every round to bear 2 bad"),
+    ],
+)
+def test_aggregations_that_cannot_work_are_refused(aggregation, why):
+    with pytest.raises(ValueError, match=why):
+        a_study(aggregation=aggregation)
+
+
+def test_an_aggregation_that_cannot_work_is_shown_where_it_stands(tmp_path):
+    text = FILE + '\n[aggregation]\nmethod = "fedavg"\nrobust = "krum"\n'
+    (problem,) = problems(tmp_path, text)
+    assert problem.startswith("line 23: aggregation: `robust` needs a method")
+
+
+def test_a_quorum_that_is_large_enough_makes_a_robust_rule_possible():
+    names = [{"name": f"Site {n}", "sector": "academia", "records": 1000} for n in range(6)]
+    for quorum in (4, 5):
+        choices = {
+            "aggregation": {"robust": "multi-krum", "method": "fedsvd"},
+            "federation": {"quorum": quorum},
+            "institutions": names,
+        }
+        if quorum == 5:
+            assert a_study(**choices).aggregation.updates_needed == 5
+        else:
+            with pytest.raises(ValueError, match=r"`federation\.quorum` is 4"):
+                a_study(**choices)

@@ -8,6 +8,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
+from fedpact.server.diagnostics import Diagnosis
 from fedpact.server.results import RunResult, overview
 from fedpact.server.rounds import Answer
 from fedpact.server.runs import RoundView, RunView
@@ -30,7 +31,9 @@ VIEW = RunView(
     adapter="/somewhere/r1",
     created_at=datetime.now(UTC),
     rounds=(
-        RoundView(1, 2.0, 0.9, 0.5, {"A": updated(1.0), "B": updated(1.25)}),
+        RoundView(
+            1, 2.0, 0.9, 0.5, {"A": updated(1.0), "B": updated(1.25)}, Diagnosis(0.125, -0.5)
+        ),
         RoundView(2, 3.0, 0.8, 0.625, {"A": updated(2.0), "B": Answer("late", "No reply.", 0)}),
         RoundView(3, 4.0, 0.7, 0.75, {"A": updated(3.0, 1500)}),
     ),
@@ -56,6 +59,11 @@ def test_the_result_says_what_was_agreed_what_came_out_and_what_it_cost():
         (1, 0.9, 0.5, 2.0, 2),
         (2, 0.8, 0.625, 3.0, 1),
         (3, 0.7, 0.75, 4.0, 1),
+    ]
+    assert [(r.averaging_loss, r.mean_cosine) for r in result.rounds] == [
+        (0.125, -0.5),
+        (None, None),
+        (None, None),
     ]
     # B's ε is what it last said: a round that it missed does not take it back.
     assert [(s.name, s.epsilon, s.delta, s.bytes_out) for s in result.sites] == [

@@ -1,5 +1,6 @@
 """The round loop, among sites that answer, lie, lag, replay and go away."""
 
+import numpy as np
 import pytest
 
 from fedpact.common import wire
@@ -443,3 +444,82 @@ def test_terms_are_read_anew_while_sites_are_waited_for():
     terms = Changing(*[Terms(set(NAMES))] * 3, Terms({"A"}, "vetoed"))
     record, _ = conduct(FakeExchange({}), terms=terms)
     assert record.reason == "vetoed"
+
+
+# Methods, and what they leave on record
+
+
+def test_under_rolora_sites_train_b_and_a_in_turn():
+    exchange = FakeExchange(everyone())
+    record, weights = conduct(exchange, aggregation={"method": "rolora"})
+    a, b, head = (
+        [record.weights[n].tensors()[name].flat[0] for n in (1, 2, 3)]
+        for name in START.manifest.names
+    )
+    assert a == [0.5, 1.5, 1.5]
+    assert b == [1.5, 1.5, 2.5]
+    assert head == [1.5, 2.5, 3.5]
+    assert weights.digest == record.weights[3].digest
+
+
+def test_a_site_that_trains_the_wrong_factor_is_set_aside():
+    always_b = liar.honest()
+
+    def stuck_in_round_one(packet):
+        header, adapter = wire.unpack(packet)
+        first = header.model_copy(update={"round": 1})
+        reply, change = wire.unpack(always_b(wire.pack(first, adapter)))
+        return wire.pack(reply.model_copy(update={"round": header.round}), change)
+
+    record, _ = conduct(
+        FakeExchange(everyone(B=stuck_in_round_one)), aggregation={"method": "rolora"}
+    )
+    assert [record.states(n)["B"] for n in (1, 2, 3)] == ["updated", "rejected", "updated"]
+
+
+def test_fedsvd_moves_a_and_keeps_the_product():
+    exchange = FakeExchange(everyone())
+    record, _ = conduct(exchange, aggregation={"method": "fedsvd"})
+    a, b, _ = START.manifest.names
+    first = record.weights[1].tensors()
+    np.testing.assert_allclose(first[a] @ first[a].T, np.eye(2), atol=1e-6)
+    product = (START.tensors()[b] + 1.0) @ START.tensors()[a]
+    np.testing.assert_allclose(first[b] @ first[a], product, atol=1e-6)
+    _, sent = wire.unpack(exchange.asked[1]["A"])
+    assert sent.digest == record.weights[1].digest
+
+
+def test_what_the_server_optimiser_remembers_is_kept_with_the_round():
+    momentum = {"server_optimizer": "momentum", "server_momentum": 0.5}
+    record, weights = conduct(FakeExchange(everyone()), aggregation=momentum)
+    assert trained_mean(weights) == pytest.approx(0.5 + 1 + 1.5 + 1.75)
+    assert [record.states_after[n].flat[0] for n in (1, 2, 3)] == [1.0, 1.5, 1.75]
+    # A run that goes on from what was kept ends where the whole one did.
+    conductor = Conductor(
+        study(aggregation=momentum),
+        "r1",
+        FakeExchange(everyone()),
+        FakeRecord(),
+        lambda: Terms(set(NAMES)),
+        clock=FakeClock(),
+    )
+    again = conductor.conduct(record.weights[1], 2, record.states_after[1])
+    assert again.digest == weights.digest
+
+
+def test_each_round_says_what_its_updates_were_like():
+    against = everyone(C=liar.honest(-1.0))
+    record, _ = conduct(FakeExchange(against))
+    for number in (1, 2, 3):
+        found = record.diagnoses[number]
+        assert found.averaging_loss == 0.0
+        assert found.mean_cosine == pytest.approx((1 - 1 - 1) / 3)
+    record, _ = conduct(FakeExchange(against), aggregation={"method": "fedavg"})
+    assert record.diagnoses[1].averaging_loss > 0.1
+
+
+def test_a_robust_rule_bears_a_site_that_a_mean_would_not():
+    far_off = everyone(C=liar.honest(1e6))
+    record, weights = conduct(FakeExchange(far_off), aggregation={"robust": "median"}, quorum=3)
+    assert record.states(1)["C"] == "updated"
+    assert trained_mean(weights) == pytest.approx(0.5 + 3)

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, inspect
+from sqlalchemy import Engine, inspect, select
 
 from fedpact.common.adapter import Weights
 from fedpact.common.database import open_database
@@ -13,6 +13,7 @@ from fedpact.common.errors import RunError, StorageError
 from fedpact.common.evaluation import Metrics
 from fedpact.server import aggregation, run_tables, runs
 from fedpact.server.aggregation import Standing
+from fedpact.server.diagnostics import Diagnosis
 from fedpact.server.home import MIGRATIONS
 from fedpact.server.rounds import Answer
 from support.round_fakes import lora_weights, study_among
@@ -110,6 +111,20 @@ def test_what_a_round_was_made_of_is_kept_so_that_it_can_be_made_again(record, t
         again.add(kept(change.digest), weight)
     assert again.result().adapter.digest == after.digest
     assert kept(after.digest).digest == after.digest
+
+
+def test_what_a_round_was_like_is_written_down_and_its_state_kept(
+    engine, run, record, tmp_path
+):
+    state = Weights.from_tensors({"m:x": [1.0, 2.0]})
+    record.round_started(1, {"B"})
+    assert runs.view(engine, run).rounds[0].diagnosis == Diagnosis()
+    record.round_ended(1, lora_weights(), 1.0, state, Diagnosis(0.25, None))
+    assert runs.view(engine, run).rounds[0].diagnosis == Diagnosis(0.25, None)
+    with engine.connect() as connection:
+        (digest,) = connection.execute(select(run_tables.RoundRow.state_digest)).one()
+    kept = Weights.load(tmp_path / "artifacts" / f"{digest}.safetensors")
+    assert (kept.digest, kept.manifest) == (state.digest, state.manifest)
 
 
 def test_a_round_whose_adapter_cannot_be_kept_does_not_count(engine, run, record, tmp_path):

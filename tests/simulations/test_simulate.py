@@ -255,3 +255,32 @@ def test_or_as_tables_for_people(study_file, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "site-03" in printed
     assert "adding or removing one record" in printed.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"method": "fedsvd"},
+        {"method": "rolora"},
+        {"method": "flexlora"},
+        {"method": "rolora", "server_optimizer": "yogi", "server_learning_rate": 0.01},
+        {"method": "fedsvd", "robust": "geometric-median"},
+    ],
+    ids=lambda choice: "-".join(map(str, choice.values())),
+)
+def test_every_way_to_aggregate_runs_among_real_sites(run, tiny, tmp_path, choice):
+    robust = {"federation": {"quorum": SITES}, "institutions": []} if "robust" in choice else {}
+    path = tiny.write_study(
+        tmp_path / "study.toml", training={"rounds": 2}, aggregation=choice, **robust
+    )
+    result, view = run(study=path)
+    assert (result.status, [r.sites for r in result.rounds]) == ("completed", [SITES] * 2)
+    both = choice["method"] == "flexlora"
+    assert all((r.averaging_loss > 0) == both for r in result.rounds)
+    assert all(-1 <= r.mean_cosine <= 1 for r in result.rounds)
+    adapter = load_file(Path(result.adapter) / "adapter_model.safetensors")
+    assert all(np.isfinite(value).all() for value in adapter.values())
+    for name, a in adapter.items():
+        if ".lora_A." in name and choice["method"] in ("fedsvd", "flexlora"):
+            np.testing.assert_allclose(a @ a.T, np.eye(len(a)), atol=1e-5)
+    assert view.status == "completed"

@@ -19,7 +19,7 @@ from typing import cast
 from fedpact.common.adapter import Manifest, Weights
 from fedpact.common.study import Study
 from fedpact.server.aggregation.mean import Mean
-from fedpact.server.aggregation.rules import Rule
+from fedpact.server.aggregation.rules import Method, Rule
 from fedpact.server.aggregation.server_optimizer import Stepped
 
 
@@ -50,8 +50,8 @@ class Round:
         rule = _rule(study, trained_manifest(study, before.adapter.manifest, number))
         if study.aggregation.server_optimizer != "none":
             rule = self._stepped = Stepped(rule, study.aggregation, before.state)
-        method = import_module(f"{__name__}.{_module(study.aggregation.method)}")
-        self._method = cast("Rule", method.Round(before.adapter, rule))
+        module = import_module(f"{__name__}.{_module(study.aggregation.method)}")
+        self._method = cast("Method", module.Round(before.adapter, rule))
 
     def add(self, change: Weights, weight: float) -> None:
         """Take one site's change of what the round trains; `weight` is its declared size."""

@@ -1,4 +1,4 @@
-"""What every rule is that makes one change of many: the mean, and those that bear bad sites."""
+"""What rules and methods are: a rule makes one change of many, a method the adapter after."""
 
 from typing import Protocol
 
@@ -14,6 +14,22 @@ class Rule(Protocol):
 
     def result(self) -> Weights:
         """The one change.
+
+        Raises:
+            RunError: nothing was added.
+        """
+        ...
+
+
+class Method(Protocol):
+    """Makes the adapter after a round, of the one before and of the sites' changes."""
+
+    def add(self, change: Weights, weight: float) -> None:
+        """Take one site's change; `weight` is its declared size."""
+        ...
+
+    def result(self) -> Weights:
+        """The adapter after the round.
 
         Raises:
             RunError: nothing was added.
