@@ -33,6 +33,11 @@ class Model:
     adapter: Manifest
     device: torch.device
 
+    @property
+    def trained(self) -> Manifest:
+        """The tensors that are trained now: in the round that was made ready, or the first."""
+        return models.get_adapter(self.module, trainable=True).manifest
+
 
 class Workbench:
     """The resident model of one site (or of a simulation's sites).
@@ -91,9 +96,7 @@ class Workbench:
             misfit = "The adapter received does not fit the study's model."
             raise ModelError(misfit, told=misfit)
         models.set_trained(model.module, study, number)
-        return weights.manifest.select(
-            name for name in weights.manifest.names if study.trains(name, number)
-        )
+        return model.trained
 
     def train(
         self,
