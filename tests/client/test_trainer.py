@@ -44,7 +44,12 @@ def study_on(base, method="fedavg", mechanism="none"):
             "task": {"labels": ["a", "b", "c"]},
             "model": {"base": str(base)},
             "adapter": {"r": 4},
-            "training": {"batch_size": 4, "local_steps": 3, "precision": "fp32"},
+            "training": {
+                "batch_size": 4,
+                "local_steps": 3,
+                "max_length": 16,
+                "precision": "fp32",
+            },
             "privacy": {"mechanism": mechanism},
             "aggregation": {"method": method},
             "institutions": [
