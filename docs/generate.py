@@ -277,7 +277,7 @@ def results_page() -> str:
         ),
         "| `fedpact client policy show` | an object: every rule of the policy, by name |",
         (
-            "| `fedpact client ledger` | an object: `unit`, `neighbours`, `datasets` (each with "
+            "| `fedpact client ledger` | an object: `datasets` (each with `unit`, `neighbours`, "
             "`name`, `epsilon`, `delta`, `cap`, `remaining`, `runs`); an infinite ε is null |"
         ),
         (

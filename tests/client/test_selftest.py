@@ -10,16 +10,19 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedpact.client import dpsgd, selftest, site, trainer
+from fedpact.client.agreements import Agreements
 from fedpact.client.batching import poisson_batches, shuffled_batches
 from fedpact.client.datasets import Datasets
 from fedpact.client.home import ClientHome
 from fedpact.client.up import build_site
 from fedpact.client.workbench import Workbench
+from fedpact.common import identity, wire
 from fedpact.common import model as models
-from fedpact.common import wire
 from fedpact.common.mechanism import SubsampledGaussian
 from support.site_factory import INSTITUTION, update_request
 from support.tiny_bert import write_data
+
+KEY = identity.new_signing_key()
 
 
 def no_noise(patch):
@@ -189,10 +192,11 @@ FAULTS = {
 }
 
 
-def a_site(folder, workbench):
+def a_site(folder, workbench, study):
     home = ClientHome(folder / "home")
     Datasets(home.open_database()).add("notes", write_data(folder / "notes.csv"))
     home.policy.write_text("allow_model_folders = true\n", encoding="utf-8")
+    Agreements(home.open_database()).decide(KEY, INSTITUTION, study, "approve")
     return build_site(home, INSTITUTION, workbench)
 
 
@@ -200,7 +204,7 @@ def a_site(folder, workbench):
 def test_a_fault_is_a_refusal_that_costs_nothing(tmp_path, tiny, monkeypatch, plant):
     plant(monkeypatch)
     workbench, study = Workbench(), tiny.study()
-    here = a_site(tmp_path, workbench)
+    here = a_site(tmp_path, workbench, study)
     first = models.initial_weights(workbench.model(study).module, 0)
     header, _ = wire.unpack(here.answer(update_request(study, first)))
     assert isinstance(header, wire.Refusal)

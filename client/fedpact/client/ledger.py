@@ -14,7 +14,10 @@ Rules, held in this order:
 5. A data set is its content as much as its name. Names that ever stood for the same content,
    and contents that ever had the same name, share one budget.
 
-ε is for adding or removing one record. A study without DP costs ∞ from its first round on.
+6. One budget is in one unit, records or persons: an ε for one cannot be added to an ε for the
+   other, so the unit of the first reservation is that of all.
+
+ε is for adding or removing one such unit. A study without DP costs ∞ from its first round on.
 """
 
 import math
@@ -43,6 +46,7 @@ class Reservation:
         mechanism: what may run; None for a study without DP.
         settled_steps: the steps that ran; None while it is not settled.
         counted_steps: the steps that count: those that ran, or all that were reserved.
+        unit: whom its ε protects, as `Study.unit` has it.
     """
 
     id: int
@@ -57,6 +61,7 @@ class Reservation:
     settled_at: datetime | None
     settled_steps: int | None
     counted_steps: int
+    unit: str
 
 
 class AlreadyReservedError(BudgetError):
@@ -122,6 +127,7 @@ class Ledger:
                 raise AlreadyReservedError(_reservation(earlier))
             if mechanism is not None:
                 shared = _shares_budget(session, dataset)
+                _check_unit(session, shared, dataset, study)
                 of_run = and_(shared, ReservationRow.run == run)
                 of_study = and_(shared, ReservationRow.study_digest == study.digest)
                 limits = (
@@ -141,6 +147,7 @@ class Ledger:
                 sample_rate=mechanism.sample_rate if mechanism else 1.0,
                 steps=mechanism.steps if mechanism else study.training.local_steps,
                 delta=study.privacy.target_delta,
+                unit=study.unit,
                 reserved_at=datetime.now(UTC),
             )
             session.add(row)
@@ -253,6 +260,21 @@ def _check_budget(
             )
 
 
+def _check_unit(
+    session: Session, shared: ColumnElement[bool], dataset: str, study: Study
+) -> None:
+    """Rule 6."""
+    private = and_(shared, ReservationRow.noise_multiplier > 0)
+    others = select(ReservationRow.unit).where(private, ReservationRow.unit != study.unit)
+    if (other := session.scalar(others.limit(1))) is not None:
+        raise BudgetError(
+            f"The ledger of the data set {dataset} counts each {other}, the study each "
+            f"{study.unit}: one ε cannot be added to the other.",
+            advice="Agree on a study with the unit that the ledger has.",
+            told=f"The data set's privacy is not counted for each {study.unit} here.",
+        )
+
+
 def _content(session: Session, dataset: str) -> str:
     sha256 = session.scalar(select(DatasetRow.sha256).where(DatasetRow.name == dataset))
     if sha256 is None:
@@ -321,4 +343,5 @@ def _reservation(row: ReservationRow) -> Reservation:
         settled_at=row.settled_at,
         settled_steps=row.settled_steps,
         counted_steps=row.steps if row.settled_steps is None else row.settled_steps,
+        unit=row.unit,
     )

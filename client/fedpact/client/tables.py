@@ -74,7 +74,7 @@ class ReservationRow(Base):
 
     `sha256` is the content of the data set when it was reserved: the name may later stand for
     other content, and the content for another name. `noise_multiplier` is 0 where a study ran
-    without DP.
+    without DP. `unit` is whom its ε protects, as `Study.unit` has it.
     """
 
     __tablename__ = "reservations"
@@ -94,6 +94,7 @@ class ReservationRow(Base):
     reserved_at: Mapped[datetime] = mapped_column(UtcDateTime)
     settled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     settled_steps: Mapped[int | None] = mapped_column(Integer)
+    unit: Mapped[str] = mapped_column(String(520), server_default="record")
 
 
 class DepartureRow(Base):

@@ -138,7 +138,7 @@ def _test_set(study: Study, folder: Path) -> tuple[EncodedRecords, int] | None:
             advice="Get the file that was agreed on, or agree on this one.",
         )
     task = tasks.for_study(study)
-    rows = tabular.rows_for(table, task, path)
+    rows = tabular.rows_for(table, task, path, public=True)
     tokenizer = models.load_tokenizer(study)
     records = task.encode(tokenizer, rows, study.training.max_length)
     return records, int(tokenizer.pad_token_id)

@@ -34,7 +34,7 @@ class SiteResult(_Part):
     name: str
     sector: Sector
     epsilon: float | None
-    """What the run has cost its records at δ; None without DP."""
+    """What the run has cost each unit (record or person) here at δ; None without DP."""
     delta: float
     bytes_out: int
 
@@ -50,6 +50,7 @@ class RunResult(_Part):
     rounds: list[RoundResult]
     sites: list[SiteResult]
     unit: str
+    """Whom every ε here is for: adding or removing one of these."""
     seconds: float
     adapter: str
 
@@ -87,7 +88,7 @@ class RunResult(_Part):
                 )
                 for institution in study.institutions
             ],
-            unit=study.privacy.unit,
+            unit=study.unit,
             seconds=sum(r.seconds or 0.0 for r in view.rounds),
             adapter=view.adapter,
         )

@@ -271,7 +271,7 @@ class Conductor:
                 pending.discard(name)
                 outcome = admit(packet, expected)
                 if isinstance(outcome, Admitted):
-                    weight = self.study.institution(name).records
+                    weight = self.study.size(self.study.institution(name))
                     self.record.admitted(number, name, outcome.change, weight)
                     total.add(outcome.change, weight)
                     counted += 1
