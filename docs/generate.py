@@ -24,7 +24,7 @@ from fedpact.common.identity import Role
 from fedpact.common.signed_calls import MAX_MESSAGE, TOLERANCE_SECONDS
 from fedpact.common.study import Study
 from fedpact.server.doorkeeper import BURST, LONGEST_SECONDS, PER_SECOND
-from fedpact.server.results import RoundResult, RunResult, SiteResult
+from fedpact.server.results import CentralResult, RoundResult, RunResult, SiteResult
 from fedpact.server.roles import ALLOWED
 from fedpact.server.settings import Settings
 from fedpact.simulations.cli import app
@@ -235,7 +235,7 @@ def results_page() -> str:
         "`fedpact demo`, `fedpact simulate` and `fedpact run watch` print this object with",
         "`--format json`, on standard output; progress goes to standard error.",
     ]
-    for model in (RunResult, RoundResult, SiteResult):
+    for model in (RunResult, RoundResult, SiteResult, CentralResult):
         name = model.__name__
         words = {key: text for (owner, key), text in _RESULT_WORDS.items() if owner == name}
         lines += ["", f"## {name}", "", (model.__doc__ or "").strip(), ""]

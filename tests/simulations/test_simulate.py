@@ -287,3 +287,18 @@ def test_a_column_that_parts_a_person_is_refused(tiny, run, tmp_path):
     study_file = person_file(tiny, tmp_path, training={"rounds": 1})
     with pytest.raises(UsageError, match="one person at several sites"):
         run(study=study_file, partition="column:text", sites=None)
+
+
+def test_the_coordinators_own_noise_follows_the_seed_and_is_stated_apart(tiny, run, tmp_path):
+    write_data(tmp_path / "data.csv", records=90)
+    study_file = tiny.write_study(
+        tmp_path / "study.toml",
+        training={"rounds": 1},
+        privacy={"mechanism": "none"},
+        aggregation={"clip_norm": 0.1, "noise_multiplier": 2.0},
+    )
+    one, again = (run(study=study_file)[0] for _ in range(2))
+    assert digest(one) == digest(again)
+    assert digest(one) != digest(run(study=study_file, seed=1)[0])
+    assert one.central.epsilon > 0
+    assert [site.epsilon for site in one.sites] == [None] * SITES

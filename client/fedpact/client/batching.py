@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fedpact.client.randomness import Randomness
+from fedpact.common.randomness import Randomness
 from fedpact.common.records import IntArray
 
 # What one more micro-batch costs besides its tokens (the launching of some 500 small

@@ -28,8 +28,8 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fedpact.client.randomness import Randomness, SecureRandom
 from fedpact.common.errors import TrainingError
+from fedpact.common.randomness import Randomness, SecureRandom
 
 
 class Step(Protocol):

@@ -28,13 +28,13 @@ from scipy import stats
 from torch import Tensor, nn
 
 from fedpact.client import dpsgd, trainer
-from fedpact.client.randomness import SecureRandom
 from fedpact.client.trainer import LocalTraining, Trainer
 from fedpact.common import accounting, tasks
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import TrainingError
 from fedpact.common.mechanism import SubsampledGaussian
 from fedpact.common.model import adapter_parameters, get_adapter, set_adapter
+from fedpact.common.randomness import SecureRandom
 from fedpact.common.records import EncodedRecords, person_numbers
 from fedpact.common.study import Study
 

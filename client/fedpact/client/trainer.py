@@ -23,13 +23,13 @@ from fedpact.client.batching import (
     shuffled_batches,
 )
 from fedpact.client.dpsgd import PlainStep, PrivateStep, Step
-from fedpact.client.randomness import Randomness, SecureRandom
 from fedpact.common import evaluation
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import DataError, TrainingError
 from fedpact.common.evaluation import Metrics
 from fedpact.common.mechanism import SubsampledGaussian
 from fedpact.common.model import Precision, get_adapter, precision_on, set_adapter
+from fedpact.common.randomness import Randomness, SecureRandom
 from fedpact.common.records import EncodedRecords, IntArray
 from fedpact.common.study import Study
 from fedpact.common.tasks import Task

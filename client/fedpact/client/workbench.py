@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedpact.client.randomness import Randomness
 from fedpact.client.selftest import self_test
 from fedpact.client.trainer import LocalTraining, Trained, Trainer, memory_errors
 from fedpact.common import model as models
@@ -18,6 +17,7 @@ from fedpact.common import tasks, wire
 from fedpact.common.adapter import Manifest, Weights
 from fedpact.common.errors import DataError, ModelError
 from fedpact.common.mechanism import SubsampledGaussian
+from fedpact.common.randomness import Randomness
 from fedpact.common.records import EncodedRecords
 from fedpact.common.study import Study
 

@@ -219,6 +219,32 @@ class Aggregation(_Section):
         default="ffa-lora",
         description="ffa-lora trains B only, with A frozen and shared; fedavg trains A and B.",
     )
+    clip_norm: float | None = Field(
+        default=None,
+        gt=0,
+        description="L2 norm to which the coordinator clips each site's update; then the mean is over "
+        "all institutions, with zero for those that did not answer.",
+    )
+    target_quantile: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="With it `clip_norm` is the first one only, and adapts until this share of updates "
+        "is not clipped (Andrew et al. 2021).",
+    )
+    noise_multiplier: float = Field(
+        default=0.0,
+        ge=0,
+        le=1000,
+        description="Noise that the coordinator adds to the sum of clipped updates, over `clip_norm`: "
+        "protects institutions against outsiders, not against the coordinator.",
+    )
+
+    @model_validator(mode="after")
+    def _noise_is_for_what_is_clipped(self) -> Self:
+        if self.clip_norm is None and (self.noise_multiplier or self.target_quantile):
+            raise ValueError("`noise_multiplier` and `target_quantile` need `clip_norm`")
+        return self
 
 
 class Federation(_Section):
