@@ -216,6 +216,18 @@ def test_a_fault_is_a_refusal_that_costs_nothing(tmp_path, tiny, monkeypatch, pl
         workbench.self_test(study, INSTITUTION, "r2", site.plan(study, INSTITUTION))
 
 
+def test_a_site_that_was_mended_answers_the_round_that_it_had_refused(
+    tmp_path, tiny, monkeypatch
+):
+    workbench, study = Workbench(), tiny.study()
+    here = a_site(tmp_path, workbench, study)
+    request = update_request(study, models.initial_weights(workbench.model(study).module, 0))
+    with monkeypatch.context() as patch:
+        half_the_noise(patch)
+        assert isinstance(wire.unpack(here.answer(request))[0], wire.Refusal)
+    assert isinstance(wire.unpack(here.answer(request))[0], wire.UpdateHeader)
+
+
 SECTIONS = {
     "as it is": {},
     "fedavg": {"aggregation": {"method": "fedavg"}},
