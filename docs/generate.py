@@ -284,7 +284,7 @@ def results_page() -> str:
             "| `fedpact client status` | an object: `institution`, `coordinator`, `up`, "
             "`connected_since`, `run`, `round`, `outcome` and `answered_at` of the last answer, `left` "
             "(`updates`, `refusals`, `failures`, `bytes`), `ca_days_left`, `datasets` (each with `name`, "
-            "`epsilon`, `delta`, `cap`) |"
+            "`epsilon`, `delta`, `cap`, `unit`) |"
         ),
         (
             "| `fedpact client departures` | a list of objects: `at`, `run`, `round`, `kind`, `bytes`, "

@@ -166,7 +166,7 @@ def _data(home: ClientHome, study: Study) -> str:
 
 def _budget(ledger: Ledger, dataset: Dataset, rules: Policy) -> str:
     spent = statement.statement(ledger, dataset, rules)
-    return f"; ε = {spent.remaining:.4g} of {spent.cap:.4g} remains of its budget"
+    return f"; ε = {spent.remaining:.4g} of {spent.cap:.4g} remains of its budget (for one {spent.unit})"
 
 
 def _others(study: Study) -> str:
