@@ -19,7 +19,7 @@ from pydantic_core import PydanticUndefined
 from typer.models import ParameterInfo
 
 from fedpact.client.policy import Policy
-from fedpact.common import errors, statuses
+from fedpact.common import errors, statuses, wire
 from fedpact.common.identity import Role
 from fedpact.common.signed_calls import MAX_MESSAGE, TOLERANCE_SECONDS
 from fedpact.common.study import Study
@@ -191,6 +191,8 @@ def study_page() -> str:
         "- No label and no institution stands twice.",
         "- `federation.quorum` is at most the number of institutions.",
         "- `training.rounds` times `training.local_steps` is at most 100,000.",
+        '- Where `evaluation.site_metrics` is "private", `privacy.mechanism` is not "none": there would',
+        "  be no ε to pay with.",
         "- Under DP, `privacy.target_delta` is at most one over the declared records of every",
         "  institution: above that the promise would be empty.",
     ]
@@ -272,13 +274,13 @@ def results_page() -> str:
             "`invited_at`, `joined_at`, `node_id` |"
         ),
         (
-            "| `fedpact client dataset list` | a list of objects: `name`, `records`, `format`, `state`, "
-            "`sha256`, `path`, `added_at` |"
+            "| `fedpact client dataset list` | a list of objects: `name`, `population`, `records`, `format`, "
+            "`state`, `sha256`, `path`, `added_at` |"
         ),
         "| `fedpact client policy show` | an object: every rule of the policy, by name |",
         (
-            "| `fedpact client ledger` | an object: `datasets` (each with `unit`, `neighbours`, "
-            "`name`, `epsilon`, `delta`, `cap`, `remaining`, `runs`); an infinite ε is null |"
+            "| `fedpact client ledger` | an object: `datasets` (each with `name`, `unit`, `neighbours`, "
+            "`population`, `epsilon`, `delta`, `cap`, `remaining`, `runs`); an infinite ε is null |"
         ),
         (
             "| `fedpact client status` | an object: `institution`, `coordinator`, `up`, "
@@ -294,7 +296,41 @@ def results_page() -> str:
             "| `fedpact client doctor` | a list of objects: `check`, `state` (ok, warn, wrong or "
             "skipped), `found`, `advice` |"
         ),
+        (
+            "| `fedpact client audit` | an object: `claimed_epsilon`, `delta`, `unit`, `neighbours`, "
+            "`lower_bound` (of ε, at `confidence`), `ceiling` (the bound if every guess were right), "
+            "`canaries`, `guesses`, `correct`, `contradicted`, `membership` (`records`; `loss` and "
+            "`likelihood_ratio`, each with `auc` and `tpr_at_1_percent_fpr`, or null), `verdict` |"
+        ),
     ]
+    return _page(lines)
+
+
+_BY: Final = {
+    "public": "public: known without the records",
+    "dp-sgd": "DP-SGD in training; the ledger holds its cost",
+    "gaussian": "Gaussian mechanism on sums to which each record adds little; the ledger holds "
+    "its cost",
+    "refusal": "not noised: at most one bit, [said here](../explanation/privacy.md#refusals)",
+}
+
+
+def what_leaves_page() -> str:
+    """Every field that leaves a site in a round, from the wire's models."""
+    lines = [
+        "# What leaves a site in a round",
+        "",
+        "One of these two messages goes out for a request, and nothing else that training, measuring",
+        "or a rule gave. A test compares the list with the messages that are sent, field by field. What",
+        "a site says outside rounds (joining, decisions, Flower's own calls) holds nothing of records:",
+        "see [what is private](../explanation/privacy.md#what-leaves-a-site).",
+    ]
+    for title, model in (("An update", wire.UpdateHeader), ("A refusal", wire.Refusal)):
+        rows = [
+            (f"`{path}`", leaves.what, _BY[leaves.by])
+            for path, leaves in wire.what_leaves(model).items()
+        ]
+        lines += ["", f"## {title}", "", *_table(("field", "what it is", "mechanism"), rows)]
     return _page(lines)
 
 
@@ -409,6 +445,7 @@ PAGES: Final = {
     "control-plane.md": control_plane_page,
     "cli.md": cli_page,
     "exit-codes.md": exit_codes_page,
+    "what-leaves.md": what_leaves_page,
     "results.md": results_page,
     "environment.md": environment_page,
 }

@@ -179,8 +179,8 @@ MUTANTS = (
     ),
     Mutant(
         f"{_CLIENT}/gate.py",
-        "if header.metrics is not None and not allow_metrics:",
-        "if header.metrics is not None and allow_metrics is None:",
+        "if header.metrics is not None and header.metrics.kind != metrics:",
+        "if header.metrics is not None and header.metrics.kind is None:",
         "tests/client/test_gate.py",
     ),
     Mutant(

@@ -6,6 +6,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from fedpact.client import ledger_plot
 from fedpact.client.dataset_cli import dataset_app, ledger
 from fedpact.client.datasets import Datasets
 from fedpact.client.home import ClientHome
@@ -55,6 +56,52 @@ def test_add_and_list(run, tmp_path):
     assert "changed" in run("dataset", "list")
     path.unlink()
     assert "unreadable" in run("dataset", "list")
+
+
+def test_a_population_is_said_and_shown(run, tmp_path):
+    people = "cardiology patients 2019-2024"
+    notes, letters = (write_csv(tmp_path / f"{n}.csv", 120, salt=n) for n in ("a", "b"))
+    assert f"population {people}" in run(
+        "dataset", "add", "notes", notes, "--population", people
+    )
+    spend(tmp_path, ("r1", 1))
+    shown = run("dataset", "add", "letters", letters, "--population", people)
+    assert "same population as notes" in shown
+    assert people in run("dataset", "list")
+    found = json.loads(run("ledger", "--format", "json"))["datasets"]
+    assert [entry["population"] for entry in found] == [people, people]
+    assert found[0]["epsilon"] == found[1]["epsilon"] > 0
+    assert f"letters ({people})" in run("ledger")
+
+
+def test_the_plot_rises_to_what_was_spent_under_the_cap(run, tmp_path):
+    run("dataset", "add", "notes", write_csv(tmp_path / "notes.csv", 120))
+    assert "nothing spent" in run("ledger", "--plot")
+    assert "cap 10" not in run("ledger")
+    spend(tmp_path, *(("r1", number) for number in range(1, 9)))
+    lines = run("ledger", "--plot").partition("notes: ε at δ = 1e-05, cap 10")[2].splitlines()
+    cap = next(line for line in lines if line.strip().startswith("10 "))
+    assert "─" * 50 in cap
+    assert "█" not in cap
+    below = lines[lines.index(cap) + 1 :]
+    axis = next(line for line in below if "UTC" in line)
+    heights = [line.count("█") for line in below[: below.index(axis)]]
+    assert heights == sorted(heights), "less was spent later"
+    assert heights[-1] == 60
+
+
+def test_the_course_ends_with_what_was_spent(tmp_path):
+    home = ClientHome(tmp_path / "home")
+    Datasets(home.open_database()).add("notes", write_csv(tmp_path / "notes.csv", 120))
+    spend(tmp_path, *(("r1", number) for number in range(1, 8)))
+    books = Ledger(home.open_database())
+    for points in (3, 60):
+        found = [p.epsilon for p in ledger_plot.course(books.history("notes"), 1e-5, points)]
+        assert found == sorted(found)
+        assert len(found) == min(points, 7)
+        assert found[-1] == books.spent("notes", 1e-5)
+    books.reserve("notes", a_study(privacy={"mechanism": "none"}), "r2", 1, None, cap=10.0)
+    assert ledger_plot.course(books.history("notes"), 1e-5)[-1].epsilon == float("inf")
 
 
 def test_adding_new_content_forgets_the_cached_old(run, tmp_path):

@@ -164,10 +164,10 @@ def test_it_outlives_a_coordinator_that_is_away_and_says_so_once(members, envoy,
             visits.append(timeout)
             envoy.coordinator.away = len(visits) < 3
             if len(visits) == 4:
-                self.set()
-            return self.is_set()
+                stop.set()
+            return False
 
-    stop = Rests()
+    envoy.wake = Rests()
     envoy.coordinator.away = True
     envoy.keep_visiting(stop)
     assert members.found(study).standing.signed == {NAME}

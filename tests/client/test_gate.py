@@ -18,7 +18,7 @@ from support.site_factory import some_weights, update_header
 
 CHANGE = some_weights()
 EXPECTED = CHANGE.manifest
-METRICS = wire.SiteMetrics(loss=0.5, accuracy=0.75)
+METRICS = wire.SiteMetrics(kind="raw", loss=0.5, accuracy=0.75)
 
 
 @pytest.fixture
@@ -70,6 +70,7 @@ def not_finite() -> Weights:
         (update_header(not_finite()), not_finite(), {}),
         (update_header(CHANGE), CHANGE, {"max_norm": 0.99 * CHANGE.norm}),
         (update_header(CHANGE, metrics=METRICS), CHANGE, {}),
+        (update_header(CHANGE, metrics=METRICS), CHANGE, {"metrics": "private"}),
         (update_header(CHANGE.select(["head.bias"])), CHANGE.select(["head.bias"]), {}),
         (update_header(CHANGE), CHANGE, {"expected": EXPECTED.select(["head.bias"])}),
         (update_header(CHANGE), some_weights(seed=1), {}),
@@ -86,9 +87,10 @@ def test_what_is_not_right_stays(gate, home, header, change, how):
 
 def test_metrics_leave_only_where_they_are_allowed(gate, home):
     gate.release(
-        update_header(CHANGE, metrics=METRICS), CHANGE, expected=EXPECTED, allow_metrics=True
+        update_header(CHANGE, metrics=METRICS), CHANGE, expected=EXPECTED, metrics="raw"
     )
-    assert departures(home)[0].summary["metrics"] == {"loss": 0.5, "accuracy": 0.75}
+    left = departures(home)[0].summary["metrics"]
+    assert (left["kind"], left["loss"], left["accuracy"]) == ("raw", 0.5, 0.75)
 
 
 def test_a_round_that_is_asked_for_again_gets_the_same_bytes(gate, home):

@@ -11,18 +11,23 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import dp_accounting
 import pytest
+from alembic import command
+from alembic.config import Config
+from dp_accounting import pld
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine
+from sqlalchemy import Engine, create_engine
 
 from fedpact.client.datasets import Datasets
 from fedpact.client.home import MIGRATIONS, ClientHome
 from fedpact.client.ledger import AlreadyReservedError, Ledger
+from fedpact.client.tables import ReservationRow, exclusive
 from fedpact.common import accounting
 from fedpact.common.database import open_database
-from fedpact.common.errors import BudgetError, DataError, StorageError
-from fedpact.common.mechanism import SubsampledGaussian
+from fedpact.common.errors import BudgetError, DataError, StorageError, UsageError
+from fedpact.common.mechanism import GaussianRelease, SubsampledGaussian
 from support.site_factory import a_study, write_csv
 
 DELTA = 1e-5
@@ -47,7 +52,8 @@ def ledger(engine: Engine, tmp_path: Path) -> Ledger:
 
 def reserve(ledger: Ledger, run: str, number: int, mechanism=STEP, **kwargs):
     how = {"dataset": "notes", "study": GENEROUS, "cap": CAP, **kwargs}
-    return ledger.reserve(how["dataset"], how["study"], run, number, mechanism, cap=how["cap"])
+    dataset, study = how.pop("dataset"), how.pop("study")
+    return ledger.reserve(dataset, study, run, number, mechanism, **how)
 
 
 # What is spent
@@ -147,6 +153,125 @@ def test_content_that_moved_on_under_two_names_still_shares(ledger, engine, tmp_
     assert ledger.spent("old", DELTA) == ledger.spent("new", DELTA) > 0
 
 
+# One population, one budget
+
+
+def test_the_same_people_under_another_name_and_content_share_the_budget(
+    ledger, engine, tmp_path
+):
+    reserve(ledger, "r1", 1)
+    datasets = Datasets(engine)
+    newer = write_csv(tmp_path / "newer.csv", 200, salt="x")
+    dataset, warnings = datasets.add("newer", newer, population="notes")
+    assert dataset.population == "notes"
+    assert "same population as notes" in warnings[0]
+    assert ledger.spent("newer", DELTA) == ledger.spent("notes", DELTA) > 0
+    with pytest.raises(BudgetError, match="the data set newer"):
+        reserve(ledger, "r2", 1, dataset="newer", cap=ledger.spent("notes", DELTA))
+
+
+def test_who_was_once_of_a_population_shares_its_budget_for_ever(ledger, engine, tmp_path):
+    """Neither another population, nor other content, nor both get away from what was spent."""
+    datasets = Datasets(engine)
+    first = write_csv(tmp_path / "first.csv", 50, salt="x")
+    datasets.add("first", first, population="cardiology")
+    datasets.add(
+        "second", write_csv(tmp_path / "second.csv", 50, salt="y"), population="cardiology"
+    )
+    reserve(ledger, "r1", 1, dataset="first")
+    _, warnings = datasets.add("second", tmp_path / "second.csv", population="others")
+    assert "Until now its population was cardiology" in warnings[0]
+    datasets.add("second", write_csv(tmp_path / "second.csv", 60, salt="z"))
+    assert datasets.get("second").population == "others"
+    assert ledger.spent("second", DELTA) == ledger.spent("first", DELTA) > 0
+    # What `second` was before is known too, though it never spent anything under that name.
+    datasets.add("third", write_csv(tmp_path / "third.csv", 50, salt="y"))
+    assert ledger.spent("third", DELTA) == ledger.spent("first", DELTA)
+    assert ledger.spent("notes", DELTA) == 0.0
+
+
+def test_a_data_set_that_is_known_keeps_its_population(ledger, engine, tmp_path):
+    datasets = Datasets(engine)
+    path = write_csv(tmp_path / "first.csv", 50, salt="x")
+    assert datasets.get("notes").population == "notes"
+    datasets.add("first", path, population="cardiology patients 2019-2024")
+    assert datasets.add("first", path)[0].population == "cardiology patients 2019-2024"
+    with pytest.raises(UsageError, match="population"):
+        datasets.add("first", path, population="a\nb")
+
+
+def test_a_ledger_from_before_populations_keeps_what_was_spent(database_url, tmp_path):
+    (tmp_path / "database").mkdir(exist_ok=True)
+    engine = create_engine(database_url)
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.set_main_option("path_separator", "os")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+        for sql in (
+            "INSERT INTO datasets VALUES ('old', '/x', 'aa', 1, 'csv', '2026-01-01 00:00:00')",
+            "INSERT INTO datasets VALUES ('new', '/y', 'bb', 1, 'csv', '2026-01-01 00:00:00')",
+            (
+                "INSERT INTO reservations (dataset, sha256, study_digest, study_name, run, round, "
+                "noise_multiplier, sample_rate, steps, delta, reserved_at) VALUES ('old', 'bb', "
+                "'00', 's', 'r1', 1, 1.0, 0.05, 1, 0.00001, '2026-01-01 00:00:00')"
+            ),
+        ):
+            connection.exec_driver_sql(sql)
+    engine.dispose()
+    engine = open_database(database_url, MIGRATIONS)
+    ledger, datasets = Ledger(engine), Datasets(engine)
+    assert datasets.get("old").population == "old"
+    assert ledger.spent("old", DELTA) == accounting.epsilon([STEP], DELTA)
+    # `new` has the content that `old` had when it spent.
+    assert ledger.spent("new", DELTA) == ledger.spent("old", DELTA)
+    with pytest.raises(AlreadyReservedError):
+        reserve(ledger, "r1", 1, dataset="old")
+    engine.dispose()
+
+
+# What metrics cost
+
+RELEASE = GaussianRelease(20.0, 1)
+
+
+def test_metrics_are_reserved_with_training_and_never_given_back(ledger):
+    reservation = reserve(ledger, "r1", 1, metrics=RELEASE)
+    both = accounting.epsilon([STEP, RELEASE], DELTA)
+    assert reservation.metrics == RELEASE
+    assert ledger.spent("notes", DELTA) == ledger.spent_by_run("notes", "r1", DELTA) == both
+    assert ledger.history("notes") == [reservation]
+    settled = ledger.settle(reservation, 0)
+    assert settled.counted == (RELEASE,)
+    assert ledger.history("notes") == [settled]
+    assert ledger.spent("notes", DELTA) == accounting.epsilon([RELEASE], DELTA)
+    with pytest.raises(AlreadyReservedError) as caught:
+        reserve(ledger, "r1", 1)
+    assert caught.value.reservation == settled
+
+
+def test_metrics_count_against_every_limit(ledger):
+    cap = accounting.epsilon([STEP], DELTA)
+    for limits in (
+        {"cap": cap},
+        {"study_cap": cap},
+        {"study": a_study(privacy={"target_epsilon": cap})},
+    ):
+        with pytest.raises(BudgetError, match="above its limit"):
+            reserve(ledger, "r1", 1, metrics=RELEASE, **limits)
+    assert ledger.history("notes") == []
+    reserve(ledger, "r1", 1, cap=cap)
+
+
+def test_a_kind_that_is_not_known_is_not_taken_for_nothing(ledger, engine):
+    reservation = reserve(ledger, "r1", 1)
+    with exclusive(engine, "reservations") as session:
+        session.get(ReservationRow, reservation.id).kind = "laplace"
+    with pytest.raises(StorageError, match="laplace"):
+        ledger.spent("notes", DELTA)
+
+
 # Refusals
 
 
@@ -169,6 +294,18 @@ def test_each_run_has_the_budget_that_its_study_promises(ledger):
     reserve(ledger, "r2", 1, study=study)
     with pytest.raises(BudgetError, match="run r2"):
         reserve(ledger, "r2", 2, study=study)
+
+
+def test_all_runs_of_a_study_may_not_cost_more_than_one_study_may(ledger):
+    cap = accounting.epsilon([STEP, STEP], DELTA)
+    reserve(ledger, "r1", 1, study_cap=cap)
+    ledger.settle(reserve(ledger, "r2", 1, study_cap=cap), 1)
+    with pytest.raises(BudgetError, match=r"the study .* above its limit"):
+        reserve(ledger, "r3", 1, study_cap=cap)
+    assert ledger.spent_by_study("notes", GENEROUS.digest, DELTA) == cap
+    other = a_study(study={"name": "x"}, privacy={"target_epsilon": 1000.0})
+    reserve(ledger, "r3", 1, study=other, study_cap=cap)
+    reserve(ledger, "r4", 1)  # without a limit for one study
 
 
 def test_a_data_set_may_not_cost_more_than_its_cap(ledger):
@@ -252,6 +389,54 @@ def test_any_interleaving_is_counted_and_never_too_low(tmp_path, events, order):
         for _ in range(m.steps)
     ]
     assert spent == pytest.approx(accounting.epsilon(split, DELTA), rel=1e-9)
+
+
+def by_dp_accounting(mechanisms, interval: float) -> float:
+    accountant = pld.PLDAccountant(
+        dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
+        value_discretization_interval=interval,
+    )
+    for mechanism in mechanisms:
+        gaussian = dp_accounting.GaussianDpEvent(mechanism.noise_multiplier)
+        if isinstance(mechanism, GaussianRelease):
+            accountant.compose(gaussian, mechanism.count)
+        else:
+            sampled = dp_accounting.PoissonSampledDpEvent(mechanism.sample_rate, gaussian)
+            accountant.compose(sampled, mechanism.steps)
+    return accountant.get_epsilon(DELTA)
+
+
+# Noise over sampling rate such that the ledger's interval is the coarsest: cheap, and the worst.
+A_STEP = st.tuples(
+    st.sampled_from([1.0, 1.5, 2.5]), st.sampled_from([0.05, 0.2]), st.integers(1, 12)
+).map(lambda drawn: SubsampledGaussian(*drawn))
+A_ROUND = st.tuples(
+    st.sampled_from(["r1", "r2", "r3"]),
+    A_STEP,
+    st.none() | st.sampled_from([GaussianRelease(15.0, 1), GaussianRelease(40.0, 1)]),
+    st.sampled_from(["settled", "short", "crashed"]),
+)
+
+
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(rounds=st.lists(A_ROUND, min_size=1, max_size=5))
+def test_it_is_never_below_what_a_finer_accountant_says_and_hardly_above(tmp_path, rounds):
+    """Whatever ran: steps of any noise, several studies, metrics. Thousands: histories.py."""
+    folder = tmp_path / uuid.uuid4().hex
+    engine = ClientHome(folder).open_database()
+    Datasets(engine).add("notes", write_csv(folder / "notes.csv", 3))
+    ledger, counted = Ledger(engine), []
+    for number, (run, mechanism, metrics, fate) in enumerate(rounds, start=1):
+        study = a_study(study={"name": run}, privacy={"target_epsilon": 1000.0})
+        entry = reserve(ledger, run, number, mechanism, study=study, metrics=metrics)
+        if fate != "crashed":
+            entry = ledger.settle(entry, mechanism.steps if fate == "settled" else 0)
+        counted += entry.counted
+    engine.dispose()
+    finer = by_dp_accounting(counted, 1e-3 / 4)
+    assert finer <= ledger.spent("notes", DELTA) <= 1.01 * finer
 
 
 def test_it_agrees_with_opacus(ledger):

@@ -247,7 +247,7 @@ ATTACKS: dict[str, tuple[str, Attack]] = {
         lambda h: old_digest(h, institutions=[{**CLINIC, "records": 24}]),
     ),
     "more clipping": ("study", lambda h: old_digest(h, privacy={"max_grad_norm": 1e6})),
-    "metrics": ("study", lambda h: old_digest(h, evaluation={"site_metrics": True})),
+    "metrics": ("study", lambda h: old_digest(h, evaluation={"site_metrics": "raw"})),
     # A study that has a digest of its own, but that the policy does not allow
     "less noise, said": (
         "policy",
@@ -263,7 +263,7 @@ ATTACKS: dict[str, tuple[str, Attack]] = {
     ),
     "metrics, said": (
         "policy",
-        lambda h: h.request(h.tiny.study(evaluation={"site_metrics": True})),
+        lambda h: h.request(h.tiny.study(evaluation={"site_metrics": "raw"})),
     ),
     "a release for others": (
         "policy",

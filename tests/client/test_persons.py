@@ -246,7 +246,7 @@ def test_the_cache_keeps_whose_records_are_but_not_their_names(tmp_path, tiny, w
 
 def test_a_person_is_on_one_side_of_the_validation_split(tmp_path, tiny, workbench):
     home, dataset, _ = a_site(tmp_path, workbench)
-    study = person_study(tiny, evaluation={"site_metrics": True, "validation_fraction": 0.4})
+    study = person_study(tiny, evaluation={"site_metrics": "raw", "validation_fraction": 0.4})
     records = encode(home, dataset, study, workbench.model(study).tokenizer)
     found = split(study, records)
     training, validation = set(found.training.persons), set(found.validation.persons)

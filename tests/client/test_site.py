@@ -11,7 +11,7 @@ from sqlalchemy import select
 from fedpact.client.agreements import Agreements
 from fedpact.client.datasets import Datasets
 from fedpact.client.home import ClientHome
-from fedpact.client.site import Site, plan
+from fedpact.client.site import Site, plan, plan_metrics
 from fedpact.client.tables import DepartureRow, reading
 from fedpact.client.up import build_site
 from fedpact.client.workbench import Workbench
@@ -291,7 +291,7 @@ def test_a_policy_that_is_not_valid_allows_nothing_and_stays_at_home(bench, rule
     ("sections", "reason"),
     [
         ({"privacy": {"mechanism": "none"}}, "no differential privacy"),
-        ({"evaluation": {"site_metrics": True}}, "metrics"),
+        ({"evaluation": {"site_metrics": "raw"}}, "metrics"),
         ({"model": {"sha256": None}}, "SHA-256"),
     ],
 )
@@ -602,7 +602,7 @@ def spied(bench, monkeypatch):
 
 
 def test_metrics_leave_by_double_consent_and_validation_records_are_never_trained(bench, spied):
-    study = bench.tiny.study(evaluation={"site_metrics": True, "validation_fraction": 0.3})
+    study = bench.tiny.study(evaluation={"site_metrics": "raw", "validation_fraction": 0.3})
     bench.rule("allow_site_metrics = true")
     weights = bench.initial()
     header, _ = bench.ask(study, weights)
@@ -614,6 +614,7 @@ def test_metrics_leave_by_double_consent_and_validation_records_are_never_traine
     assert spied["weights"].digest == weights.digest
     # A head at zero guesses evenly.
     assert header.metrics.loss == pytest.approx(np.log(2))
+    assert header.metrics.kind == "raw"
     assert bench.departures()[-1].summary["metrics"]["loss"] == header.metrics.loss
     bench.ask(study, weights, round=2)
     assert tokens(spied["measured"]) == measured
@@ -629,6 +630,70 @@ def test_without_the_studys_consent_nothing_is_measured(bench, spied, rule):
 
 
 def test_a_data_set_too_small_to_split_is_refused(bench):
-    study = bench.tiny.study(evaluation={"site_metrics": True, "validation_fraction": 1e-9})
+    study = bench.tiny.study(evaluation={"site_metrics": "raw", "validation_fraction": 1e-9})
     bench.rule("allow_site_metrics = true")
     assert bench.refusal(study).code == "data"
+
+
+PRIVATE = {"evaluation": {"site_metrics": "private", "validation_fraction": 0.3}}
+
+
+def test_private_metrics_are_paid_for_and_leave_under_any_policy(bench, spied):
+    study = bench.tiny.study(**PRIVATE)
+    weights, spent = bench.initial(study), []
+    for number in range(1, ROUNDS + 1):
+        header, change = bench.ask(study, weights, round=number)
+        metrics = header.metrics
+        assert (metrics.kind, "measured" in spied) == ("private", False)
+        # A head at zero guesses; the noise is far wider than what is between any two means.
+        assert metrics.accuracy_noise > 0.1
+        assert metrics.loss != pytest.approx(np.log(2), abs=1e-6)
+        assert len(spied["trained"]) < RECORDS
+        assert bench.departures()[-1].summary["metrics"]["kind"] == "private"
+        spent.append(header.epsilon)
+        weights = weights.plus(change)
+    release = plan_metrics(study)
+    assert [entry.metrics for entry in bench.history()] == [release] * ROUNDS
+    assert spent[0] < spent[1] < spent[2] <= 8.0
+    assert spent[-1] == bench.site.ledger.spent("notes", 1e-5) > 0.98 * 8.0
+    assert 0.39 < accounting.epsilon([release] * ROUNDS, 1e-5) <= 0.05 * 8.0
+    # Training pays for them with more noise.
+    alone = plan(bench.study, INSTITUTION).noise_multiplier
+    assert plan(study, INSTITUTION).noise_multiplier > alone
+
+
+def test_the_same_request_gets_the_same_metrics(bench):
+    study = bench.tiny.study(**PRIVATE)
+    bench.decide("approve", study)
+    packet = update_request(study, bench.initial(study))
+    assert bench.site.answer(packet) == bench.site.answer(packet)
+    assert len(bench.history()) == 1
+
+
+def test_that_nothing_was_set_aside_is_not_told(bench):
+    """One more or one record less must not be the difference between metrics and a refusal."""
+    study = bench.tiny.study(
+        evaluation={"site_metrics": "private", "validation_fraction": 1e-9}
+    )
+    header, _ = bench.ask(study)
+    assert header.metrics.kind == "private"
+
+
+def test_metrics_are_reserved_before_they_are_measured(bench, monkeypatch):
+    study = bench.tiny.study(**PRIVATE)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    bench.decide("approve", study)
+    packet = update_request(study, bench.initial(study))
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.workbench, "measure_privately", killed)
+        with pytest.raises(KeyboardInterrupt):
+            bench.site.answer(packet)
+    (standing,) = bench.history()
+    assert (standing.metrics, standing.settled_at) == (plan_metrics(study), None)
+    # Another study under the same run does not take it up.
+    assert bench.refusal().code == "study"
+    assert isinstance(wire.unpack(bench.site.answer(packet))[0], wire.UpdateHeader)
+    assert len(bench.history()) == 1

@@ -147,7 +147,7 @@ def test_a_study_is_shown_in_plain_words(town):
 
 
 def test_what_is_not_private_is_said_so(town):
-    digest = town.proposed(privacy={"mechanism": "none"}, evaluation={"site_metrics": True})
+    digest = town.proposed(privacy={"mechanism": "none"}, evaluation={"site_metrics": "raw"})
     lines = json.loads(town.at("Hospital", "show", digest, "--format", "json"))
     assert lines["privacy"].startswith("NONE")
     assert "NOT PRIVATE" in lines["leaves a site"]

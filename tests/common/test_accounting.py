@@ -1,5 +1,7 @@
 """The accountant: an upper bound, the same as its library's, and as Opacus has it."""
 
+import math
+
 import dp_accounting
 import pytest
 from dp_accounting import pld
@@ -9,7 +11,7 @@ from opacus.accountants import PRVAccountant
 
 from fedpact.common import accounting
 from fedpact.common.errors import BudgetError
-from fedpact.common.mechanism import SubsampledGaussian
+from fedpact.common.mechanism import GaussianRelease, SubsampledGaussian
 
 DELTA = 1e-5
 GRID = [
@@ -20,6 +22,8 @@ GRID = [
     (SubsampledGaussian(40.0, 0.1, 1000),),
     (SubsampledGaussian(3.0, 1.0, 10),),
     (SubsampledGaussian(1.0, 0.02, 100), SubsampledGaussian(1.5, 0.1, 30)),
+    (SubsampledGaussian(1.0, 0.02, 100), GaussianRelease(40.0, 100)),
+    (GaussianRelease(3.0, 4),),
 ]
 
 
@@ -29,8 +33,11 @@ def by_dp_accounting(mechanisms, delta: float, **kwargs: float) -> float:
     )
     for m in mechanisms:
         gaussian = dp_accounting.GaussianDpEvent(m.noise_multiplier)
-        step = dp_accounting.PoissonSampledDpEvent(m.sample_rate, gaussian)
-        accountant.compose(step, m.steps)
+        match m:
+            case GaussianRelease(_, count) | SubsampledGaussian(_, 1.0, count):
+                accountant.compose(gaussian, count)
+            case SubsampledGaussian(_, rate, steps):
+                accountant.compose(dp_accounting.PoissonSampledDpEvent(rate, gaussian), steps)
     return accountant.get_epsilon(delta)
 
 
@@ -38,7 +45,7 @@ def by_dp_accounting(mechanisms, delta: float, **kwargs: float) -> float:
 def test_it_is_what_the_library_gives_at_its_default(mechanisms):
     ours = accounting.epsilon(mechanisms, DELTA)
     assert ours == pytest.approx(by_dp_accounting(mechanisms, DELTA), rel=2e-3)
-    interval = accounting._interval(mechanisms)
+    interval = accounting._interval(accounting._merge(mechanisms))
     same = by_dp_accounting(mechanisms, DELTA, value_discretization_interval=interval)
     assert ours == pytest.approx(same, rel=1e-9)
 
@@ -47,7 +54,11 @@ def test_it_is_what_the_library_gives_at_its_default(mechanisms):
 def test_it_agrees_with_opacus(mechanisms):
     accountant = PRVAccountant()
     for m in mechanisms:
-        accountant.history.append((m.noise_multiplier, m.sample_rate, m.steps))
+        match m:
+            case SubsampledGaussian(sigma, rate, steps):
+                accountant.history.append((sigma, rate, steps))
+            case GaussianRelease(sigma, count):
+                accountant.history.append((sigma, 1.0, count))
     # Opacus adds its tolerance, 0.01 by default, to what it gives: much of a small ε.
     opacus = accountant.get_epsilon(DELTA, eps_error=1e-3)
     assert accounting.epsilon(mechanisms, DELTA) == pytest.approx(opacus, rel=0.01)
@@ -94,6 +105,25 @@ def test_noise_keeps_the_promise_and_a_hundredth_less_does_not(target, sample_ra
     assert accounting.epsilon(broken, DELTA) > target
 
 
+def test_plain_gaussians_of_any_noise_compose_to_one():
+    """1/σ² adds up, exactly; and a release is a step in which everyone is."""
+    releases = [GaussianRelease(3.0, 2), GaussianRelease(6.0, 4)]
+    one = accounting.epsilon([GaussianRelease(math.sqrt(3.0), 1)], DELTA)
+    assert accounting.epsilon(releases, DELTA) == pytest.approx(one, rel=1e-9)
+    assert accounting.epsilon([SubsampledGaussian(math.sqrt(3.0), 1.0, 1)], DELTA) == one
+
+
+def test_noise_leaves_room_for_what_stands_beside():
+    noise = accounting.release_noise(0.2, DELTA, 20)
+    beside = GaussianRelease(noise, 20)
+    assert 0.19 < accounting.epsilon([beside], DELTA) <= 0.2
+    alone = accounting.noise_multiplier(4.0, DELTA, 0.05, 20)
+    sigma = accounting.noise_multiplier(4.0, DELTA, 0.05, 20, beside)
+    assert sigma > alone
+    steps = SubsampledGaussian(sigma, 0.05, 20)
+    assert 3.9 < accounting.epsilon([steps, beside], DELTA) <= 4.0
+
+
 def test_a_promise_that_no_noise_keeps_is_refused():
     with pytest.raises(BudgetError, match="No noise lets 1000 steps"):
         accounting.noise_multiplier(1e-4, 1e-9, 1.0, 1000)
@@ -118,3 +148,9 @@ def test_noise_has_a_floor_however_large_the_budget():
 def test_what_is_not_a_mechanism(sigma, q, steps):
     with pytest.raises(ValueError, match="not a mechanism"):
         SubsampledGaussian(sigma, q, steps)
+
+
+@pytest.mark.parametrize(("sigma", "count"), [(0.0, 1), (float("nan"), 1), (1.0, -1)])
+def test_what_is_not_a_release(sigma, count):
+    with pytest.raises(ValueError, match="not a mechanism"):
+        GaussianRelease(sigma, count)

@@ -30,6 +30,20 @@ def measure(model, task, records) -> Metrics:
     return evaluate(model, records, task, pad_id=0, device=CPU)
 
 
+def test_each_record_has_its_own_loss_whatever_the_order(setting):
+    model, task, records = setting
+    order = np.random.default_rng(0).permutation(len(records))
+
+    def losses_and_logits(of):
+        return evaluation.outputs(model, of, task, pad_id=0, device=CPU)
+
+    losses, logits = losses_and_logits(records)
+    again, as_well = losses_and_logits(records.select(order))
+    np.testing.assert_allclose(again, losses[order], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(as_well, logits[order], rtol=1e-4, atol=1e-5)
+    assert len(np.unique(losses)) > 50
+
+
 def test_it_is_the_mean_over_records_one_by_one(setting):
     model, task, records = setting
     found = measure(model, task, records)

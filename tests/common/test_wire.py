@@ -24,7 +24,7 @@ REQUEST = wire.RequestHeader(
     study=STUDY.canonical(),
     adapter=wire.ArrayInfo.of(WEIGHTS),
 )
-UPDATE = update_header(WEIGHTS, metrics=wire.SiteMetrics(loss=0.1, accuracy=0.9))
+UPDATE = update_header(WEIGHTS, metrics=wire.SiteMetrics(kind="raw", loss=0.1, accuracy=0.9))
 REFUSAL = wire.Refusal(
     run="r-1", round=3, study_digest=STUDY.digest, code="budget", reason="no ε is left"
 )
@@ -200,3 +200,29 @@ def test_a_packet_is_read_from_whatever_a_transport_brings():
 def test_the_array_is_little_endian_whatever_the_machine():
     weights = Weights.from_tensors({"a": np.asarray([1.0], dtype=">f4")})
     assert weights.to_bytes() == b"\x00\x00\x80\x3f"
+
+
+def paths(value: object, prefix: str = "") -> set[str]:
+    """Every path in a JSON object that does not end in another object."""
+    if not isinstance(value, dict):
+        return {prefix.removesuffix(".")}
+    return {path for key, inner in value.items() for path in paths(inner, f"{prefix}{key}.")}
+
+
+@pytest.mark.parametrize(("header", "weights"), [(UPDATE, WEIGHTS), (REFUSAL, None)])
+def test_all_that_leaves_is_on_the_closed_list(header, weights):
+    """A field that is added says what it tells, or this fails and the docs cannot be written."""
+    listed = wire.what_leaves(type(header))
+    packet = wire.pack(header, weights)
+    assert set(packet.fields()) == {"header", "array"}
+    array = {"(array)"} if packet.array else set()
+    assert paths(json.loads(packet.header)) | array == set(listed)
+    assert all(entry.what for entry in listed.values())
+
+
+def test_a_field_that_does_not_say_what_it_tells_is_an_error():
+    class Chatty(wire.Refusal):
+        hint: str = ""
+
+    with pytest.raises(WireError, match=r"Chatty\.hint"):
+        wire.what_leaves(Chatty)

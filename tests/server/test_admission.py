@@ -14,7 +14,7 @@ ADAPTER = lora_weights()
 REQUEST = update_request(STUDY, ADAPTER)
 
 
-def expected(*, site_metrics: bool = False) -> Expected:
+def expected(*, site_metrics: str = "none") -> Expected:
     trained = ADAPTER.manifest.select(trained_names(STUDY, ADAPTER.manifest.names))
     return Expected("r1", 1, STUDY.digest, trained, site_metrics, steps=1, epsilon=8.0)
 
@@ -67,6 +67,12 @@ def test_a_refusal_with_an_array_is_no_refusal():
 
 def test_metrics_count_where_the_study_asks_for_them():
     packet = liar.metrics_not_asked_for(REQUEST)
-    outcome = admit(packet, expected(site_metrics=True))
+    outcome = admit(packet, expected(site_metrics="raw"))
     assert isinstance(outcome, Admitted)
-    assert outcome.header.metrics == wire.SiteMetrics(loss=0.1, accuracy=0.9)
+    assert outcome.header.metrics == wire.SiteMetrics(kind="raw", loss=0.1, accuracy=0.9)
+
+
+def test_raw_metrics_are_not_taken_for_private_ones():
+    outcome = admit(liar.metrics_not_asked_for(REQUEST), expected(site_metrics="private"))
+    assert isinstance(outcome, SetAside)
+    assert "metrics" in outcome.reason

@@ -102,6 +102,9 @@ def test_what_each_site_does_is_said():
     answers = {"A": updated(1.0, loss=0.5, accuracy=0.875), "B": Answer("late", "No reply.")}
     table = shown(replace(VIEW, rounds=(RoundView(1, 1.0, None, None, answers),)))
     assert "accuracy 0.875 NOT PRIVATE" in table
+    private = study_among("A", "B", evaluation={"site_metrics": "private"})
+    view = replace(VIEW, study=private, rounds=(RoundView(1, 1.0, None, None, answers),))
+    assert "accuracy 0.875 private, noisy" in shown(view)
     assert "late: No reply." in table
     assert "away" in shown(VIEW)  # B was not asked in the last round
     assert "/somewhere/r1" in table

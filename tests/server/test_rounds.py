@@ -178,7 +178,7 @@ def test_a_refusal_is_named_and_the_round_goes_on():
 def test_metrics_are_kept_where_the_study_asks_for_them():
     record, _ = conduct(
         FakeExchange(everyone(B=liar.metrics_not_asked_for)),
-        evaluation={"site_metrics": True},
+        evaluation={"site_metrics": "raw"},
     )
     answers = record.answers[1]
     assert (answers["B"].state, answers["B"].loss, answers["B"].accuracy) == (

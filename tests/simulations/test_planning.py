@@ -51,6 +51,16 @@ def test_what_else_the_run_would_mean_is_in_the_order_that_it_must_be(found):
         assert site.noise_twice_the_rounds > site.noise_multiplier
 
 
+def test_private_metrics_are_in_the_plan(found):
+    paying = study_among("A", records=500, evaluation={"site_metrics": "private"}, **SMALL)
+    (site,) = planning.plan(paying)
+    assert site.noise_multiplier == site_plan(paying, "A").noise_multiplier
+    assert site.noise_multiplier > found.sites[0].noise_multiplier
+    assert 0.98 * found.target_epsilon < site.epsilon <= found.target_epsilon
+    assert site.epsilon < site.epsilon_replace_one < site.epsilon_of_person[2]
+    assert site.noise_twice_the_rounds > site.noise_multiplier
+
+
 def test_a_budget_that_cannot_buy_it_is_said_for_each_site():
     poor = study_among("A", "B", privacy={"target_epsilon": 1e-4}, **SMALL)
     for site in planning.plan(poor):

@@ -120,7 +120,8 @@ def another_run(packet: wire.Packet) -> wire.Packet:
 
 def metrics_not_asked_for(packet: wire.Packet) -> wire.Packet:
     asked = Asked.of(packet)
-    return asked.update(asked.full_of(1.0), metrics={"loss": 0.1, "accuracy": 0.9})
+    metrics = {"kind": "raw", "loss": 0.1, "accuracy": 0.9}
+    return asked.update(asked.full_of(1.0), metrics=metrics)
 
 
 def garbage_header(packet: wire.Packet) -> wire.Packet:

@@ -18,6 +18,7 @@ from fedpact.common.agreement import Decision, Kind, State
 from fedpact.common.errors import PolicyError, StudyError
 from fedpact.common.identity import SigningKey
 from fedpact.common.study import Study
+from fedpact.common.transcript_store import write
 
 _NOT_APPROVED: dict[Kind, str] = {
     "refuse": "has refused",
@@ -143,6 +144,8 @@ class Agreements:
             session.add(
                 OwnDecisionRow(study_digest=study.digest, document=decision.model_dump_json())
             )
+            session.flush()
+            write(session, "decided", decision.model_dump(mode="json"))
             return decision
 
     def unsent(self) -> "Sequence[Decision]":

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from fedpact.client import study_cli
+from fedpact.client.audit_cli import audit
 from fedpact.client.dataset_cli import DEFAULT_HOME, HomeOption, dataset_app, ledger
 from fedpact.client.policy_cli import policy_app
 from fedpact.client.watch_cli import departures, doctor, status
@@ -13,6 +14,7 @@ client_app = typer.Typer(no_args_is_help=True, help="An institution's daemon.")
 client_app.add_typer(dataset_app, name="dataset")
 client_app.add_typer(policy_app, name="policy")
 client_app.command("ledger")(ledger)
+client_app.command("audit")(audit)
 for verb in (status, departures, doctor):
     client_app.command(verb.__name__)(verb)
 study_cli.add_to(client_app)

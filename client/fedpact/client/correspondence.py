@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from fedpact.client.agreements import Agreements, Heard, Shown
 from fedpact.client.envoy import Envoy
+from fedpact.client.heads import Heads
 from fedpact.client.home import ClientHome
 from fedpact.client.join import load_site
 from fedpact.client.service import Service
@@ -106,13 +107,15 @@ class Desk:
             StorageError: its database cannot be opened.
         """
         site = load_site(home)
-        agreements, plane = Agreements(home.open_database()), ControlPlane(home)
+        engine, plane = home.open_database(), ControlPlane(home)
+        agreements = Agreements(engine)
         envoy = Envoy(
             site.institution,
             lambda: load_site(home).signing_key,
             agreements,
             plane,
             lambda study: left_to_a_person(home, study, site.institution),
+            Heads(home, engine).exchange,
         )
         return cls(home, site.institution, site.role, agreements, plane, envoy)
 

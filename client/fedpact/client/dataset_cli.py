@@ -32,6 +32,13 @@ NameArgument = Annotated[str, typer.Argument(help="The data set's name.")]
 def add(
     name: NameArgument,
     file: Annotated[Path, typer.Argument(help="A CSV, JSON lines or Parquet file.")],
+    population: Annotated[
+        str | None,
+        typer.Option(
+            help="Whom the records are sampled from, in your words: data sets of one population "
+            "share one budget. By default what it was before, or the data set's name."
+        ),
+    ] = None,
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Register a file as a data set, or take its new content; what was spent stays spent."""
@@ -41,12 +48,13 @@ def add(
     site = _home(home)
     datasets = Datasets(site.open_database())
     with notices.status(f"Reading {file}"):
-        dataset, warnings = datasets.add(name, file)
+        dataset, warnings = datasets.add(name, file, population)
     for warning in warnings:
         notices.print(f"Note: {warning}")
     forget_all_but(site, datasets.list())
     console.print(
-        f"{dataset.name} has {dataset.records} records; content {dataset.sha256[:12]}."
+        f"{dataset.name} has {dataset.records} records; content {dataset.sha256[:12]}; "
+        f"population {dataset.population}."
     )
 
 
@@ -59,6 +67,7 @@ def list_datasets(home: HomeOption = DEFAULT_HOME, format_: Format = "table") ->
         rows = [
             {
                 "name": dataset.name,
+                "population": dataset.population,
                 "records": dataset.records,
                 "format": dataset.format,
                 "state": _state(dataset),
@@ -71,9 +80,9 @@ def list_datasets(home: HomeOption = DEFAULT_HOME, format_: Format = "table") ->
     if format_ == "json":
         _print_json(rows)
         return
-    table = Table("name", "records", "format", "state", "content", "path")
+    table = Table("name", "population", "records", "format", "state", "content", "path")
     for row in rows:
-        cells = (row["name"], row["records"], row["format"], row["state"])
+        cells = (row["name"], row["population"], row["records"], row["format"], row["state"])
         table.add_row(*map(str, cells), str(row["sha256"])[:12], str(row["path"]))
     console.print(table)
 
@@ -105,9 +114,12 @@ def ledger(
     ] = None,
     home: HomeOption = DEFAULT_HOME,
     format_: Format = "table",
+    plot: Annotated[
+        bool, typer.Option("--plot", help="Draw ε over time, too (not with JSON).")
+    ] = False,
 ) -> None:
     """Show what privacy each data set has spent, run by run, and what is left."""
-    from fedpact.client import policy, statement
+    from fedpact.client import ledger_plot, policy, statement
     from fedpact.client.datasets import Datasets
     from fedpact.client.ledger import Ledger
 
@@ -115,8 +127,9 @@ def ledger(
     engine = site.open_database()
     rules, datasets = policy.load(site.policy), Datasets(engine)
     chosen = datasets.list() if name is None else [datasets.get(name)]
+    books = Ledger(engine)
     with notices.status("Composing what was spent"):
-        entries = [statement.statement(Ledger(engine), dataset, rules) for dataset in chosen]
+        entries = [statement.statement(books, dataset, rules) for dataset in chosen]
     if format_ == "json":
         _print_json(statement.as_json(entries))
         return
@@ -129,7 +142,7 @@ def ledger(
             spent = (f"{line.epsilon:.4g}", f"{line.delta:.3g}", entry.unit, "")
             table.add_row(entry.dataset, line.study, line.run, rounds, *spent)
         table.add_row(
-            entry.dataset,
+            _with_population(entry.dataset, entry.population),
             "all together",
             "",
             str(sum(line.rounds for line in entry.runs)),
@@ -146,6 +159,15 @@ def ledger(
         f"ε protects one {units}: neighbouring data sets add or remove one. Rounds that are "
         "open count in full."
     )
+    for entry in entries if plot else ():
+        with notices.status(f"Composing what {entry.dataset} had spent over time"):
+            points = ledger_plot.course(books.history(entry.dataset), entry.delta)
+        console.print()
+        console.print(ledger_plot.picture(entry, points))
+
+
+def _with_population(dataset: str, population: str) -> str:
+    return dataset if dataset == population else f"{dataset} ({population})"
 
 
 def _home(folder: Path) -> "ClientHome":

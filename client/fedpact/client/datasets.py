@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
 
-from fedpact.client.tables import DatasetRow, exclusive, reading
+from fedpact.client.tables import DatasetRow, IdentityRow, exclusive, reading
 from fedpact.common import tabular
 from fedpact.common.errors import DataError, UsageError
 from fedpact.common.study import Study
@@ -31,6 +32,8 @@ class Dataset:
         sha256: of its content: what it is, whatever it is called.
         records: how many there are. A secret of the site, unless it declares it.
         format: csv, jsonl or parquet.
+        population: whom its records are sampled from, in its steward's words. Data sets of one
+            population share one budget.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Dataset:
     records: int
     format: str
     added_at: datetime
+    population: str
 
 
 class Datasets:
@@ -47,10 +51,17 @@ class Datasets:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def add(self, name: str, path: Path) -> tuple[Dataset, list[str]]:
+    def add(
+        self, name: str, path: Path, population: str | None = None
+    ) -> tuple[Dataset, list[str]]:
         """Register a file under a name, or take its new content for a name that is known.
 
-        What the name had spent before stays spent.
+        What the name, the content or the population had spent before stays spent.
+
+        Args:
+            name: what studies call it.
+            path: a CSV, JSON lines or Parquet file.
+            population: whom it is sampled from; without it what it was before, or `name`.
 
         Returns:
             the data set, and what its owner should know about it (one sentence each).
@@ -60,29 +71,24 @@ class Datasets:
             UsageError: the name cannot be used.
             StorageError: the register cannot be written.
         """
-        if not 0 < len(name) <= _MAX_NAME or name != name.strip() or not name.isprintable():
-            raise UsageError(f"{name!r} cannot be a data set's name.")
+        _require_name(name, "a data set's name")
+        if population is not None:
+            _require_name(population, "a population's name")
         path = path.expanduser().absolute()
         table = tabular.read(path)
         with exclusive(self._engine, "datasets") as session:
-            others = session.scalars(
-                select(DatasetRow.name).where(
-                    DatasetRow.sha256 == table.sha256, DatasetRow.name != name
-                )
-            ).all()
-            row = session.get(DatasetRow, name) or DatasetRow(name=name)
+            row = session.get(DatasetRow, name) or DatasetRow(name=name, population=name)
+            warnings = _shared(session, row, table.sha256, population)
+            row.population = population or row.population
             row.path = str(path)
             row.sha256 = table.sha256
             row.records = table.records
             row.format = table.format
             row.added_at = datetime.now(UTC)
             session.add(row)
+            session.merge(IdentityRow(name=name, sha256=row.sha256, population=row.population))
             session.flush()
             dataset = _dataset(row)
-        warnings = [
-            f"It has the same content as {other}, and shares its privacy budget."
-            for other in others
-        ]
         if table.duplicates:
             warnings.append(
                 f"{table.duplicates} of its {table.records} records repeat an earlier one: the "
@@ -119,6 +125,39 @@ class Datasets:
             ]
 
 
+def _require_name(name: str, what: str) -> None:
+    if not 0 < len(name) <= _MAX_NAME or name != name.strip() or not name.isprintable():
+        raise UsageError(f"{name!r} cannot be {what}.")
+
+
+def _shared(
+    session: Session, row: DatasetRow, sha256: str, population: str | None
+) -> list[str]:
+    """Whose budget a data set is about to share, as its owner should know."""
+    others = list(
+        session.scalars(
+            select(DatasetRow).where(DatasetRow.name != row.name).order_by(DatasetRow.name)
+        )
+    )
+    now = population or row.population
+    warnings = [
+        f"It has the same content as {other.name}, and shares its privacy budget."
+        for other in others
+        if other.sha256 == sha256
+    ]
+    warnings += [
+        f"It is of the same population as {other.name}, and shares its privacy budget."
+        for other in others
+        if other.population == now and other.sha256 != sha256
+    ]
+    if now != row.population and row.sha256 is not None:
+        warnings.append(
+            f"Until now its population was {row.population}: it shares the privacy budgets of "
+            "both from now on."
+        )
+    return warnings
+
+
 def require_unchanged(dataset: Dataset) -> None:
     """Make sure that the file still is what was registered.
 
@@ -150,7 +189,15 @@ def _changed(dataset: Dataset) -> DataError:
 
 
 def _dataset(row: DatasetRow) -> Dataset:
-    return Dataset(row.name, Path(row.path), row.sha256, row.records, row.format, row.added_at)
+    return Dataset(
+        row.name,
+        Path(row.path),
+        row.sha256,
+        row.records,
+        row.format,
+        row.added_at,
+        row.population,
+    )
 
 
 def find_dataset(datasets: Datasets, study: Study) -> Dataset:

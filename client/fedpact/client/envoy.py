@@ -2,8 +2,8 @@
 
 One visit: (1) decisions that were not sent yet are sent, (2) the studies that concern this
 institution are written down, (3) where its policy says `approval = "automatic"`, those that
-its rules allow are approved, and sent. What a person must decide is left to a person, and the
-log says why, once.
+its rules allow are approved, and sent; what a person must decide is left to a person, and the
+log says why, once, (4) transcript heads are exchanged, which is also done after each round.
 """
 
 import logging
@@ -57,6 +57,9 @@ class Envoy:
         coordinator: whom it visits.
         objection: why a study is left to a person; empty where the policy approves it by
             itself.
+        exchange_heads: shows our transcript's head and writes the coordinator's down; whether
+            there was anything to show.
+        wake: set it to have heads exchanged soon, or the envoy look whether it is to stop.
     """
 
     institution: str
@@ -64,6 +67,8 @@ class Envoy:
     agreements: Agreements
     coordinator: Coordinator
     objection: Callable[[Study], str]
+    exchange_heads: Callable[[], bool] = lambda: False
+    wake: threading.Event = field(default_factory=threading.Event)
     _said: set[str] = field(default_factory=set)
 
     def visit(self) -> bool:
@@ -78,7 +83,9 @@ class Envoy:
         for shown in self.agreements.list():
             if shown.own is None and shown.heard.state in {"proposed", "agreed", "active"}:
                 self._consider(shown)
-        return self.send() or news
+        news = self.send() or news
+        self.exchange_heads()
+        return news
 
     def listen(self) -> bool:
         """Write down the studies that concern this institution; whether anything is new.
@@ -123,10 +130,10 @@ class Envoy:
 
     def keep_visiting(self, stop: threading.Event) -> None:
         """Visit until told to stop; what goes wrong is said once, and tried again."""
-        rest, away = _FIRST_REST_SECONDS, False
+        rest, away, woken = _FIRST_REST_SECONDS, False, False
         while not stop.is_set():
             try:
-                news = self.visit()
+                news = self.exchange_heads() if woken else self.visit()
             except AddressError as error:
                 news = False
                 if not away:
@@ -140,7 +147,8 @@ class Envoy:
                     log.info("proposals and decisions come and go again")
                 away = False
             rest = _FIRST_REST_SECONDS if news else min(rest * _GROWTH, _LONGEST_REST_SECONDS)
-            stop.wait(rest)
+            woken = self.wake.wait(rest)
+            self.wake.clear()
 
     def _consider(self, shown: Shown) -> None:
         study = shown.study

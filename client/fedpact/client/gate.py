@@ -3,8 +3,8 @@
 Nothing is sent but what `release`, `refuse` or `resend` returned, and in this order:
 
 1. What is about to leave is exactly the tensors that the study trains, all values finite,
-   within the norm that was agreed on (where one was), with no metrics unless both study and
-   policy allow them.
+   within the norm that was agreed on (where one was), with no metrics but those of the kind
+   that may leave.
 2. For one round of a run, one update leaves. Asked again, the same bytes leave.
 3. A refusal says which rule stood in the way; what it would say about the records
    themselves, the site's disk or what other studies have spent stays at home.
@@ -13,10 +13,11 @@ Nothing is sent but what `release`, `refuse` or `resend` returned, and in this o
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Engine, func, select
 
@@ -25,6 +26,8 @@ from fedpact.client.tables import DepartureRow, exclusive, reading
 from fedpact.common import wire
 from fedpact.common.adapter import Manifest, Weights
 from fedpact.common.errors import PolicyError, TrainingError, WireError
+from fedpact.common.transcript import Json
+from fedpact.common.transcript_store import write
 
 _KEPT = 16
 _KEPT_AT_HOME = {
@@ -73,7 +76,7 @@ class Gate:
         *,
         expected: Manifest,
         max_norm: float | None = None,
-        allow_metrics: bool = False,
+        metrics: Literal["none", "private", "raw"] = "none",
     ) -> wire.Packet:
         """Check an update, write it down and let it leave.
 
@@ -82,7 +85,8 @@ class Gate:
             change: the values that it describes.
             expected: names and shapes of what the study trains.
             max_norm: the L2 norm that the change may have at most; None: any.
-            allow_metrics: whether study and policy both let raw metrics leave.
+            metrics: what metrics may leave: raw ones only where study and policy both say so,
+                private ones only where the ledger holds their cost.
 
         Raises:
             PolicyError: it carries metrics, or another update has left for this round.
@@ -98,9 +102,10 @@ class Gate:
             raise TrainingError("The update holds values that are not finite.")
         if max_norm is not None and change.norm > max_norm:
             raise TrainingError("The update is larger than the norm that was agreed on.")
-        if header.metrics is not None and not allow_metrics:
+        if header.metrics is not None and header.metrics.kind != metrics:
             raise PolicyError("The update carries metrics that the site does not let out.")
-        return self._depart(header, wire.pack(header, change))
+        seen = _seen(change)
+        return self._depart(header, wire.pack(header, change), seen=seen)
 
     def refuse(self, refusal: wire.Refusal, told: str = "") -> wire.Packet:
         """Write a refusal down and let it leave, without what must stay at home.
@@ -114,7 +119,8 @@ class Gate:
         """
         reason = told or _KEPT_AT_HOME.get(refusal.code, refusal.reason)
         public = refusal.model_copy(update={"reason": reason})
-        return self._depart(public, wire.pack(public, None), reason=refusal.reason)
+        said = {"code": public.code, "reason": public.reason}
+        return self._depart(public, wire.pack(public, None), seen=said, reason=refusal.reason)
 
     def stored(self, run: str, round_number: int) -> wire.Packet | None:
         """The update that left for a round; None if none did, or it is kept no longer."""
@@ -137,8 +143,9 @@ class Gate:
         """
         if (packet := self.stored(run, round_number)) is None:
             return None
-        header, _ = wire.unpack(packet)
-        return self._depart(header, packet)
+        header, change = wire.unpack(packet)
+        seen = _seen(change) if change is not None else {}
+        return self._depart(header, packet, seen=seen)
 
     def has_left(self, run: str, round_number: int) -> bool:
         """Whether anything that training computed has left for a round, stored or not.
@@ -205,8 +212,11 @@ class Gate:
         self,
         header: wire.RequestHeader | wire.UpdateHeader | wire.Refusal,
         packet: wire.Packet,
+        *,
+        seen: Mapping[str, Json],
         **more: Any,
     ) -> wire.Packet:
+        """Let it leave: `seen` is what the transcript says of it, `more` stays in the house."""
         data = packet.header.encode() + b"\n" + packet.array
         sha256 = hashlib.sha256(data).hexdigest()
         failed = isinstance(header, wire.Refusal) and header.code == "training"
@@ -232,6 +242,11 @@ class Gate:
                     summary=_summary(header) | more,
                 )
             )
+            session.flush()
+            body: dict[str, Json] = {"run": header.run, "round": header.round}
+            body |= {"study_digest": header.study_digest, "bytes": packet.size, **seen}
+            body["sha256"] = sha256
+            write(session, "update-sent" if kind == "update" else "refused", body)
         return packet
 
     def _path(self, run: str, round_number: int) -> Path:
@@ -243,6 +258,11 @@ class Gate:
         )
         for path in packets[:-_KEPT]:
             path.unlink(missing_ok=True)
+
+
+def _seen(change: Weights) -> dict[str, Json]:
+    """An update as the transcript has it."""
+    return {"digest": change.digest, "norm": change.norm}
 
 
 def _left(run: str, round_number: int, *kinds: str) -> Any:

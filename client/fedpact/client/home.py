@@ -22,7 +22,10 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
+from fedpact.common import identity
 from fedpact.common.database import disk_errors, open_database, sqlite_url
+from fedpact.common.errors import TrustError
+from fedpact.common.transcript_store import TranscriptStore, with_transcript
 
 HOME_VARIABLE = "FEDPACT_CLIENT_HOME"
 DATABASE_VARIABLE = "FEDPACT_CLIENT_DATABASE"
@@ -137,7 +140,32 @@ class ClientHome:
             # SQLite gives its -wal and -shm files the rights of the main file.
             with contextlib.suppress(OSError):
                 (self.folder / "fedpact.db").chmod(0o600)
-        return engine
+        return with_transcript(engine, self.transcript)
+
+    def transcript(self) -> TranscriptStore | None:
+        """The institution's record of what happened; None while it has not joined anyone.
+
+        Raises:
+            TrustError: its signing key cannot be read.
+        """
+        from fedpact.client.join import read_settings
+
+        if not self.site.exists():
+            return None
+        return self.transcript_of(read_settings(self).institution)
+
+    def transcript_of(self, institution: str) -> TranscriptStore:
+        """The record of what happened, as an institution's of this name."""
+        from fedpact.client.tables import TranscriptRow
+
+        return TranscriptStore(TranscriptRow, institution, self._keys)
+
+    def _keys(self) -> list[identity.SigningKey]:
+        """The signing key, and while keys are being changed the next one too."""
+        keys = [identity.load_signing_key(self.signing_key)]
+        with contextlib.suppress(TrustError):  # it lies there only while keys are changed
+            keys.append(identity.load_signing_key(self.next_signing_key))
+        return keys
 
 
 def private_folder(folder: Path) -> None:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedpact.client.dial import look
 from fedpact.client.home import ClientHome, write_private
+from fedpact.client.tables import TranscriptRow, exclusive
 from fedpact.common import certificates, identity, possession
 from fedpact.common.errors import TrustError, UsageError, WireError
 from fedpact.common.identity import Role, SigningKey, VerifyKey
@@ -117,8 +118,20 @@ def join(token: str, home: ClientHome) -> SiteSettings:
     answer = _ask(invitation, certificates.certificate_pem(authority), keys)
     settings = _agreed(invitation, answer)
     write_private(home.ca, certificates.certificate_pem(authority))
+    _begin_transcript(home, settings)
     write_private(home.site, tomli_w.dumps(settings.model_dump()).encode())
     return settings
+
+
+def _begin_transcript(home: ClientHome, settings: SiteSettings) -> None:
+    """Write down that we joined, unless an earlier attempt did."""
+    engine = home.open_database()
+    store = home.transcript_of(settings.institution)
+    with exclusive(engine, TranscriptRow.__tablename__) as session:
+        if store.newest(session) is None:
+            names = {"coordinator", "service", "coordinator_key", "ca_fingerprint", "role"}
+            store.append(session, "joined", settings.model_dump(mode="json", include=names))
+    engine.dispose()
 
 
 def _agreed(invitation: Invitation, answer: pb.JoinResponse) -> SiteSettings:

@@ -85,7 +85,8 @@ class Policy(BaseModel):
     )
     allow_site_metrics: bool = Field(
         default=False,
-        description="Whether loss and accuracy on the site's own records may leave. NOT PRIVATE.",
+        description="Whether raw loss and accuracy on the site's own records may leave. NOT "
+        "PRIVATE.",
     )
     studies: Literal["any"] | tuple[Digest, ...] = Field(
         default="any", description='Digests of the studies that may run, or "any".'

@@ -32,10 +32,10 @@ def check(policy: Policy, study: Study, institution_name: str, records: int) -> 
     _check_company(policy, study, institution_name)
     _check_model(policy, study)
     _check_privacy(policy, study)
-    if study.evaluation.site_metrics and not policy.allow_site_metrics:
+    if study.evaluation.site_metrics == "raw" and not policy.allow_site_metrics:
         raise PolicyError(
-            "The study asks for metrics on the site's own records, which are not private and "
-            "not allowed here."
+            "The study asks for raw metrics on the site's own records, which are not private "
+            "and not allowed here."
         )
     if records < policy.minimum_records:
         raise PolicyError(
@@ -104,9 +104,9 @@ def in_words(policy: Policy) -> list[str]:
             f"it on one study, at δ of at most {policy.max_delta:g}."
         ),
         f"It must have {policy.minimum_records} records or more.",
-        "NOT PRIVATE: loss and accuracy on your own records may leave."
+        "NOT PRIVATE: raw loss and accuracy on your own records may leave."
         if policy.allow_site_metrics
-        else "Loss and accuracy on your own records stay here.",
+        else "Raw loss and accuracy on your own records stay here.",
         "Any study may be run that fits these rules."
         if policy.studies == "any"
         else f"Only {len(policy.studies)} studies may be run, named by digest.",

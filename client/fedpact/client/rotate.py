@@ -2,7 +2,8 @@
 
 (1) The new keys are made beside the old ones, and kept. (2) The coordinator is told, in a call
 that the old signing key signs and that carries the new one's proof; from its answer on, the
-old keys are refused. (3) The new keys take the old ones' place. (4) What lay beside is removed.
+old keys are refused. (3) The transcript goes on with the new signing key. (4) The new keys take
+the old ones' place. (5) What lay beside is removed.
 
 It may be repeated after it broke off anywhere: the keys that lie beside are used again, and
 the coordinator, which may have been told already, takes the same keys from either signature.
@@ -15,6 +16,7 @@ import tomli_w
 from fedpact.client.home import ClientHome, write_private
 from fedpact.client.join import JoinedSite, SiteSettings, load_site
 from fedpact.client.service import Service
+from fedpact.client.tables import TranscriptRow, exclusive
 from fedpact.common import certificates, identity, possession
 from fedpact.common.errors import WireError
 from fedpact.common.identity import Role, SigningKey
@@ -42,6 +44,7 @@ def rotate(home: ClientHome) -> JoinedSite:
     except NotAcceptedError:
         # An earlier attempt may have come through, and only its answer was lost.
         node_id = _tell(site, signing, node, signing)
+    _write_down(home, signing)
     _take_place(home, node_id)
     return load_site(home)
 
@@ -72,6 +75,16 @@ def _tell(site: JoinedSite, signs: SigningKey, node: bytes, signing: SigningKey)
     if node_id.isdecimal() != bool(node):
         raise WireError("The answer to changing keys is not a coordinator's: its node_id.")
     return node_id
+
+
+def _write_down(home: ClientHome, signing: SigningKey) -> None:
+    """Have the transcript go on with the new key, unless an earlier attempt did."""
+    engine, store = home.open_database(), home.transcript()
+    key = identity.public_bytes(signing)
+    with exclusive(engine, TranscriptRow.__tablename__) as session:
+        if store is not None and store.goes_on_with(session) != key:
+            store.append(session, "rotated", {"key": key.hex()})
+    engine.dispose()
 
 
 def _take_place(home: ClientHome, node_id: str) -> None:

@@ -5,8 +5,8 @@ it, and this institution has signed exactly it; a run is of one study, and its r
 (3) A request that was answered before gets the same bytes again. (4) The site's own policy allows
 it, at this hour. (5) The data set and the base model are at hand, the adapter fits, and training
 stands its self-test.
-(6) The ledger reserves what the round costs, durably. (7) Training. (8) The ledger settles.
-(9) The gate checks, writes down and releases.
+(6) The ledger reserves what the round costs, durably. (7) Private metrics, then training.
+(8) The ledger settles. (9) The gate checks, writes down and releases.
 
 What fails on the way becomes a refusal with its reason; nothing that fails before (6) costs
 any privacy.
@@ -14,7 +14,7 @@ any privacy.
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -38,7 +38,7 @@ from fedpact.common.errors import (
     TrainingError,
     WireError,
 )
-from fedpact.common.mechanism import SubsampledGaussian
+from fedpact.common.mechanism import GaussianRelease, SubsampledGaussian
 from fedpact.common.study import Study
 
 log = logging.getLogger(__name__)
@@ -123,15 +123,17 @@ class Site:
         policy, dataset = self.policy(), self.dataset(study)
         check(policy, study, self.name, dataset.records)
         check_hours(policy, self.now())
-        mechanism = plan(study, self.name)
+        mechanism, release = plan(study, self.name), plan_metrics(study)
         trained = self.workbench.fit(study, weights)
         self.workbench.self_test(study, self.name, request.run, mechanism)
         split = self.records(study, dataset)
-        with_metrics = study.evaluation.site_metrics and policy.allow_site_metrics
-        metrics = (
-            self.workbench.measure(study, weights, split.validation) if with_metrics else None
-        )
-        reservation = self._reserve(request, study, dataset, mechanism, policy)
+        raw = study.evaluation.site_metrics == "raw" and policy.allow_site_metrics
+        metrics = self.workbench.measure(study, weights, split.validation) if raw else None
+        reservation = self._reserve(request, study, dataset, mechanism, release, policy)
+        if release is not None:
+            metrics = self.workbench.measure_privately(
+                study, self.name, weights, split.validation, release
+            )
         log.info("run %s round %d: training", request.run, request.round)
         result = self.workbench.train(study, self.name, weights, split.training, mechanism)
         self.ledger.settle(reservation, result.steps)
@@ -147,9 +149,10 @@ class Site:
             steps=result.steps,
             metrics=metrics,
         )
-        return self.gate.release(
-            header, result.change, expected=trained, allow_metrics=with_metrics
+        allowed: Literal["none", "private", "raw"] = (
+            "raw" if raw else "none" if release is None else "private"
         )
+        return self.gate.release(header, result.change, expected=trained, metrics=allowed)
 
     def _follows(self, request: wire.RequestHeader) -> None:
         """Whether a request goes on where its run stands here."""
@@ -170,6 +173,7 @@ class Site:
         study: Study,
         dataset: Dataset,
         mechanism: SubsampledGaussian | None,
+        release: GaussianRelease | None,
         policy: Policy,
     ) -> Reservation:
         """Reserve the round, or take up one that a crash left with nothing released.
@@ -185,11 +189,13 @@ class Site:
                 mechanism,
                 cap=policy.max_epsilon,
                 study_cap=policy.study_cap,
+                metrics=release,
             )
         except AlreadyReservedError as error:
             standing = error.reservation
             released = self.gate.has_left(request.run, request.round)
-            if released or standing.mechanism != mechanism:
+            planned = (mechanism, release)
+            if released or (standing.mechanism, standing.metrics) != planned:
                 raise
             log.warning("run %s round %d: taken up after a crash", request.run, request.round)
             return standing
@@ -208,10 +214,11 @@ class Site:
 def plan(study: Study, institution: str) -> SubsampledGaussian | None:
     """What one round runs at an institution: a function of public numbers alone.
 
-    The noise is what keeps the study's whole number of steps within its ε.
+    The noise is what keeps the study's whole number of steps within its ε, together with the
+    private metrics of the whole run.
 
     Returns:
-        the mechanism of one round; None for a study without DP.
+        training's mechanism of one round; None for a study without DP.
 
     Raises:
         StudyError: the institution does not take part.
@@ -225,8 +232,30 @@ def plan(study: Study, institution: str) -> SubsampledGaussian | None:
         study.privacy.target_delta,
         sample_rate,
         study.total_steps,
+        whole_run(study, plan_metrics(study)),
     )
     return SubsampledGaussian(sigma, sample_rate, study.training.local_steps)
+
+
+def plan_metrics(study: Study) -> GaussianRelease | None:
+    """The release of private metrics in one round: a function of public numbers alone.
+
+    Returns:
+        the mechanism of one round; None where the study asks for no private metrics.
+
+    Raises:
+        BudgetError: no noise would keep within the metrics' share of ε.
+    """
+    if study.evaluation.site_metrics != "private":
+        return None
+    share = study.evaluation.metrics_epsilon_share * study.privacy.target_epsilon
+    noise = accounting.release_noise(share, study.privacy.target_delta, study.training.rounds)
+    return GaussianRelease(noise, 1)
+
+
+def whole_run(study: Study, release: GaussianRelease | None) -> GaussianRelease | None:
+    """What a release in each round is over all rounds."""
+    return release and replace(release, count=study.training.rounds)
 
 
 def _request(packet: wire.Packet) -> tuple[wire.RequestHeader, Weights]:

@@ -34,9 +34,10 @@ class RunLine:
 
 @dataclass(frozen=True)
 class Statement:
-    """What one data set has spent.
+    """What one data set has spent, and all that share its budget.
 
     Attributes:
+        population: whom its records are sampled from.
         epsilon: over all runs together, at `delta`.
         delta: the smallest of any run's, which is the strictest; the policy's if none ran.
         cap: ε that it may spend over its lifetime.
@@ -44,6 +45,7 @@ class Statement:
     """
 
     dataset: str
+    population: str
     runs: tuple[RunLine, ...]
     epsilon: float
     delta: float
@@ -70,7 +72,13 @@ def statement(ledger: Ledger, dataset: Dataset, policy: Policy) -> Statement:
     unit = next((entry.unit for entry in entries if entry.mechanism), "record")
     delta = min((line.delta for line in lines), default=policy.max_delta)
     return Statement(
-        dataset.name, lines, ledger.spent(dataset.name, delta), delta, policy.max_epsilon, unit
+        dataset.name,
+        dataset.population,
+        lines,
+        ledger.spent(dataset.name, delta),
+        delta,
+        policy.max_epsilon,
+        unit,
     )
 
 
@@ -97,6 +105,7 @@ def as_json(statements: Sequence[Statement]) -> dict[str, object]:
                 "name": statement.dataset,
                 "unit": statement.unit,
                 "neighbours": f"add or remove one {statement.unit}",
+                "population": statement.population,
                 "epsilon": _number(statement.epsilon),
                 "delta": statement.delta,
                 "cap": statement.cap,

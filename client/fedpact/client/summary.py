@@ -103,12 +103,12 @@ def _model_content(study: Study) -> str:
 
 def _leaves(study: Study) -> str:
     rounds = study.training.rounds
-    metrics = (
-        "; also loss and accuracy on the site's own records, NOT PRIVATE"
-        if study.evaluation.site_metrics
-        else "; no metrics"
-    )
-    return f"{rounds} times the change of {_tensors(study)}{metrics}"
+    metrics = {
+        "none": "no metrics",
+        "private": "also noisy loss and accuracy on the site's own records, paid for from ε",
+        "raw": "also loss and accuracy on the site's own records, NOT PRIVATE",
+    }[study.evaluation.site_metrics]
+    return f"{rounds} times the change of {_tensors(study)}; {metrics}"
 
 
 def _size(institution: Institution) -> str:

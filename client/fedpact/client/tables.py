@@ -67,18 +67,35 @@ class DatasetRow(Base):
     records: Mapped[int] = mapped_column(BigInteger)
     format: Mapped[str] = mapped_column(String(16))
     added_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    population: Mapped[str] = mapped_column(String(120), server_default="")
+
+
+class IdentityRow(Base):
+    """What a data set was once: its content under that name, sampled from that population.
+
+    Never removed: whoever shared a budget once shares it for ever.
+    """
+
+    __tablename__ = "dataset_identities"
+
+    name: Mapped[str] = mapped_column(String(120), primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    population: Mapped[str] = mapped_column(String(120), primary_key=True)
 
 
 class ReservationRow(Base):
     """Privacy set aside for one round, and what of it was used.
 
+    `kind` is training, or metrics: a plain Gaussian release, with a sampling rate of 1.
     `sha256` is the content of the data set when it was reserved: the name may later stand for
     other content, and the content for another name. `noise_multiplier` is 0 where a study ran
     without DP. `unit` is whom its ε protects, as `Study.unit` has it.
     """
 
     __tablename__ = "reservations"
-    __table_args__ = (UniqueConstraint("run", "round", "dataset", name="one_per_round"),)
+    __table_args__ = (
+        UniqueConstraint("run", "round", "dataset", "kind", name="one_per_round"),
+    )
 
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
     dataset: Mapped[str] = mapped_column(ForeignKey("datasets.name"), index=True)
@@ -94,6 +111,7 @@ class ReservationRow(Base):
     reserved_at: Mapped[datetime] = mapped_column(UtcDateTime)
     settled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     settled_steps: Mapped[int | None] = mapped_column(Integer)
+    kind: Mapped[str] = mapped_column(String(16), server_default="training")
     unit: Mapped[str] = mapped_column(String(520), server_default="record")
 
 

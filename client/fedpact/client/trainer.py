@@ -5,7 +5,7 @@ adapter's values are put in. Everything else of a round is new: optimiser, sampl
 What comes back is the change alone, and what ran, for the ledger. No loss or size leaves.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -26,7 +26,7 @@ from fedpact.client.dpsgd import PlainStep, PrivateStep, Step
 from fedpact.common import evaluation
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import DataError, TrainingError
-from fedpact.common.evaluation import Metrics
+from fedpact.common.evaluation import Metrics, Scores
 from fedpact.common.mechanism import SubsampledGaussian
 from fedpact.common.model import Precision, get_adapter, precision_on, set_adapter
 from fedpact.common.randomness import Randomness, SecureRandom
@@ -129,13 +129,20 @@ class Trainer:
         task: makes losses of batches.
         pad_id: the tokeniser's padding token.
         device: where batches go.
+        private_step: makes the step of DP-SGD; an audit gives one that adds canaries.
 
     Raises:
         TrainingError: the model is not on `device`, or nothing in it is trained.
     """
 
     def __init__(
-        self, model: nn.Module, task: Task, *, pad_id: int, device: torch.device
+        self,
+        model: nn.Module,
+        task: Task,
+        *,
+        pad_id: int,
+        device: torch.device,
+        private_step: Callable[..., PrivateStep] = PrivateStep,
     ) -> None:
         if any(parameter.device.type != device.type for parameter in model.parameters()):
             raise TrainingError(f"The model is not on {device}.")
@@ -145,6 +152,7 @@ class Trainer:
         self._task = task
         self._pad_id = pad_id
         self._device = device
+        self._private_step = private_step
 
     def train(
         self,
@@ -202,11 +210,24 @@ class Trainer:
                 self._model, records, self._task, pad_id=self._pad_id, device=self._device
             )
 
+    def score(self, weights: Weights, records: EncodedRecords) -> Scores:
+        """The same, record by record; there may be no records.
+
+        Raises:
+            ModelError: `weights` do not fit the model.
+            TrainingError: there was not enough memory.
+        """
+        set_adapter(self._model, weights)
+        with memory_errors(), self._arithmetic("fp32"):
+            return evaluation.score(
+                self._model, records, self._task, pad_id=self._pad_id, device=self._device
+            )
+
     def _step_for(self, how: LocalTraining, rng: Randomness) -> AbstractContextManager[Step]:
         optimizer = _optimizer(self._model, how)
         if how.mechanism is None:
             return nullcontext(PlainStep(optimizer))
-        return PrivateStep(
+        return self._private_step(
             self._model,
             optimizer,
             noise_multiplier=how.mechanism.noise_multiplier,

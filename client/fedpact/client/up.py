@@ -129,15 +129,22 @@ def up(home: ClientHome, *, metrics_port: int | None = None) -> None:
         def answer(packet: wire.Packet) -> wire.Packet:
             reply = site.answer(packet)
             give_back_memory()
+            envoy.wake.set()
             return reply
 
         if scrape.stays_here():
             metrics.show_spending(lambda: statements(home))
         daemon = Daemon(home, metrics)
+        envoy = Desk.of(home).envoy
+
+        def end(*_: object) -> None:
+            stop.set()
+            envoy.wake.set()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
+            signal.signal(number, end)
         visiting = threading.Thread(
-            target=Desk.of(home).envoy.keep_visiting, args=(stop,), name="envoy", daemon=True
+            target=envoy.keep_visiting, args=(stop,), name="envoy", daemon=True
         )
         visiting.start()
         with scrape.serving(metrics.registry, metrics_port):

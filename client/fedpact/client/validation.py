@@ -28,7 +28,7 @@ class Split:
 def split(study: Study, records: EncodedRecords) -> Split:
     """Set records aside where the study asks for site metrics; otherwise none."""
     aside = np.zeros(len(records), dtype=bool)
-    if study.evaluation.site_metrics:
+    if study.evaluation.site_metrics != "none":
         draws = np.array([_draw(records, index) for index in range(len(records))])
         aside = draws < study.evaluation.validation_fraction
     return Split(

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from fedpact.client import private_metrics
 from fedpact.client.selftest import self_test
 from fedpact.client.trainer import LocalTraining, Trained, Trainer, memory_errors
 from fedpact.common import model as models
 from fedpact.common import tasks, wire
 from fedpact.common.adapter import Manifest, Weights
 from fedpact.common.errors import DataError, ModelError
-from fedpact.common.mechanism import SubsampledGaussian
-from fedpact.common.randomness import Randomness
+from fedpact.common.mechanism import GaussianRelease, SubsampledGaussian
+from fedpact.common.randomness import Randomness, SecureRandom
 from fedpact.common.records import EncodedRecords
 from fedpact.common.study import Study
 
@@ -143,4 +144,22 @@ class Workbench:
         if not len(records):
             raise DataError("The data set is too small to set a validation split aside.")
         found = self.model(study).trainer.evaluate(weights, records)
-        return wire.SiteMetrics(loss=found.loss, accuracy=found.accuracy)
+        return wire.SiteMetrics(kind="raw", loss=found.loss, accuracy=found.accuracy)
+
+    def measure_privately(
+        self,
+        study: Study,
+        institution: str,
+        weights: Weights,
+        records: EncodedRecords,
+        how: GaussianRelease,
+    ) -> wire.SiteMetrics:
+        """Loss and accuracy on a site's records, with the noise that was reserved.
+
+        Raises:
+            TrainingError: there was not enough memory.
+        """
+        scores = self.model(study).trainer.score(weights, records)
+        return private_metrics.release(
+            scores, study, institution, how, self._rng or SecureRandom()
+        )

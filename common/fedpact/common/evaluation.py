@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -20,10 +21,50 @@ class Metrics:
     accuracy: float
 
 
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What was measured of each record, in the records' order.
+
+    Attributes:
+        losses: float32, shape [records].
+        correct: whether the prediction is right; bool, shape [records].
+    """
+
+    losses: npt.NDArray[np.float32]
+    correct: npt.NDArray[np.bool_]
+
+
 def evaluate(
     model: nn.Module, records: EncodedRecords, task: Task, *, pad_id: int, device: torch.device
 ) -> Metrics:
     """Measure the model as it is on `records`, in evaluation mode; its mode is put back.
+
+    Raises:
+        ValueError: there are no records.
+    """
+    if not len(records):
+        raise ValueError("no records to evaluate on")
+    scores = score(model, records, task, pad_id=pad_id, device=device)
+    return Metrics(float(scores.losses.mean()), float(scores.correct.mean()))
+
+
+def score(
+    model: nn.Module, records: EncodedRecords, task: Task, *, pad_id: int, device: torch.device
+) -> Scores:
+    """The same, record by record; there may be none."""
+    if not len(records):
+        return Scores(np.empty(0, np.float32), np.empty(0, np.bool_))
+    losses, logits = outputs(model, records, task, pad_id=pad_id, device=device)
+    return Scores(losses, task.correct(logits, records.labels))
+
+
+def outputs(
+    model: nn.Module, records: EncodedRecords, task: Task, *, pad_id: int, device: torch.device
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """What the model says of each record, in evaluation mode; its mode is put back.
+
+    Returns:
+        losses, shape [N], and logits, shape [N, labels], in the records' order.
 
     Raises:
         ValueError: there are no records.
@@ -38,8 +79,8 @@ def evaluate(
         for start in range(0, len(order), _BATCH):
             batch = records.collate(order[start : start + _BATCH], pad_id=pad_id, device=device)
             loss, output = task.loss(model, batch)
-            losses.append(loss.cpu().numpy())
-            logits.append(output.cpu().numpy())
+            losses.append(loss.float().cpu().numpy())
+            logits.append(output.float().cpu().numpy())
     model.train(was_training)
-    measured = task.metrics(np.concatenate(logits), records.labels[order])
-    return Metrics(float(np.concatenate(losses).mean()), measured["accuracy"])
+    place = np.argsort(order)
+    return np.concatenate(losses)[place], np.concatenate(logits)[place]

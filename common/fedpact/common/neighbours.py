@@ -5,18 +5,21 @@ record is *replaced* by another, and what does a person risk who has several rec
 data set? Both are answered by privacy loss distributions, in their pessimistic discretisation.
 """
 
+import math
 from functools import lru_cache
 from math import comb
 from typing import Any
 
-from fedpact.common.mechanism import SubsampledGaussian
+from fedpact.common.mechanism import GaussianRelease, SubsampledGaussian
 
 # Coarser than the ledger's: these are shown, not enforced, and still upper bounds.
 _INTERVAL = 5e-3
 
 
-def replace_one_epsilon(mechanism: SubsampledGaussian, delta: float) -> float:
-    """ε at δ of a mechanism, for replacing one record by another."""
+def replace_one_epsilon(
+    mechanism: SubsampledGaussian, delta: float, beside: GaussianRelease | None = None
+) -> float:
+    """ε at δ of a mechanism and what is released beside it, for replacing one record."""
     from dp_accounting import NeighboringRelation
     from dp_accounting.pld import privacy_loss_distribution
 
@@ -26,10 +29,16 @@ def replace_one_epsilon(mechanism: SubsampledGaussian, delta: float) -> float:
         value_discretization_interval=_INTERVAL,
         neighboring_relation=NeighboringRelation.REPLACE_ONE,
     )
-    return float(one.self_compose(mechanism.steps).get_epsilon_for_delta(delta))
+    # One record is taken away and one comes: sums move by twice as much.
+    return _together(one.self_compose(mechanism.steps), beside, 2, delta)
 
 
-def person_epsilon(mechanism: SubsampledGaussian, records: int, delta: float) -> float:
+def person_epsilon(
+    mechanism: SubsampledGaussian,
+    records: int,
+    delta: float,
+    beside: GaussianRelease | None = None,
+) -> float:
     """ε at δ for adding or removing a person who has this many records.
 
     Each of the records is sampled on its own and moves the clipped sum by at most the clipping
@@ -37,7 +46,21 @@ def person_epsilon(mechanism: SubsampledGaussian, records: int, delta: float) ->
     (`MixtureOfGaussiansDpEvent` of `dp_accounting`).
     """
     one = _person_step(mechanism.noise_multiplier, mechanism.sample_rate, records)
-    return float(one.self_compose(mechanism.steps).get_epsilon_for_delta(delta))
+    return _together(one.self_compose(mechanism.steps), beside, records, delta)
+
+
+def _together(steps: Any, beside: GaussianRelease | None, moved: int, delta: float) -> float:
+    """ε of the steps and a release whose sums move by `moved` times what its noise is for."""
+    from dp_accounting.pld import privacy_loss_distribution
+
+    if beside is not None:
+        spread = beside.noise_multiplier / (moved * math.sqrt(beside.count))
+        steps = steps.compose(
+            privacy_loss_distribution.from_gaussian_mechanism(
+                standard_deviation=spread, value_discretization_interval=_INTERVAL
+            )
+        )
+    return float(steps.get_epsilon_for_delta(delta))
 
 
 @lru_cache(maxsize=64)

@@ -9,6 +9,7 @@ by every site, so every field here is part of it and every default is written ou
 
 import hashlib
 import json
+import math
 from datetime import date
 from enum import StrEnum
 from pathlib import Path
@@ -266,10 +267,17 @@ class Evaluation(_Section):
         description="A public test set, with the task's columns; a path next to the study file.",
     )
     sha256: Digest | None = Field(default=None, description="SHA-256 that this file must have.")
-    site_metrics: bool = Field(
-        default=False,
-        description="Ask sites for loss and accuracy on their own data. NOT PRIVATE; a site's "
-        "policy must allow it too.",
+    site_metrics: Literal["none", "private", "raw"] = Field(
+        default="none",
+        description="Loss and accuracy on sites' own data: none; private, with noise that the "
+        "run's ε pays for; or raw. Raw is NOT PRIVATE, and a site's policy must allow it too.",
+    )
+    metrics_epsilon_share: float = Field(
+        default=0.05,
+        gt=0,
+        lt=1,
+        description="Share of `target_epsilon` that private metrics cost in the whole run; "
+        "training has the rest.",
     )
     validation_fraction: float = Field(
         default=0.1, gt=0, lt=1, description="What a site sets aside where it reports metrics."
@@ -353,6 +361,11 @@ class Study(_Section):
                 "take part"
             )
         self._has_one_unit()
+        if self.evaluation.site_metrics == "private" and not self.is_private:
+            raise ValueError(
+                '`evaluation.site_metrics` is "private" but `privacy.mechanism` is "none": '
+                "there is no ε to pay for them with"
+            )
         for institution in self.institutions:
             size = self.size(institution)
             if self.is_private and self.privacy.target_delta > 1 / size:
@@ -378,6 +391,12 @@ class Study(_Section):
             return
         if not self.is_private:
             raise ValueError('`privacy.unit = "person"` needs a mechanism other than none')
+        if self.evaluation.site_metrics == "private":
+            # Their noise is for one record, and a person may have many in the split.
+            raise ValueError(
+                '`evaluation.site_metrics = "private"` protects records, not persons: leave it '
+                'out where `privacy.unit` is "person"'
+            )
         for key, value in needed.items():
             if value is None:
                 raise ValueError(f'`privacy.unit = "person"` needs `{key}`')
@@ -459,6 +478,15 @@ class Study(_Section):
         """Poisson sampling rate at an institution: expected batch over its declared size."""
         return self.expected_batch_size(name) / self.size(self.institution(name))
 
+    def expected_validation(self, name: str) -> float:
+        """Records of an institution expected in its validation split, from its declared size."""
+        return self.institution(name).records * self.evaluation.validation_fraction
+
+    @property
+    def loss_clip(self) -> float:
+        """Where a record's loss is clipped in private metrics: twice the loss of a guess."""
+        return 2 * math.log(len(self.task.labels))
+
     def trains(self, tensor: str) -> bool:
         """Whether sites train a tensor of the adapter: under FFA-LoRA, A is frozen and shared."""
         return self.aggregation.method != "ffa-lora" or ".lora_A." not in tensor
@@ -480,6 +508,19 @@ class Study(_Section):
         except ValidationError as error:
             why = "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
             raise StudyError(f"The study does not allow these institutions: {why}.") from error
+
+    def promising(self, epsilon: float) -> Self:
+        """The same study with another ε, checked again.
+
+        Raises:
+            StudyError: that is not an ε.
+        """
+        document = self.model_dump()
+        document["privacy"]["target_epsilon"] = epsilon
+        try:
+            return type(self).model_validate(document)
+        except ValidationError as error:
+            raise StudyError(f"A study cannot promise ε = {epsilon}.") from error
 
 
 def load(path: Path) -> Study:

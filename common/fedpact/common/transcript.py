@@ -34,6 +34,8 @@ Kind = Literal[
     "rotated",
     "proposed",
     "decided",
+    "recalled",
+    "ended",
     "run-started",
     "round-started",
     "reserved",

@@ -15,17 +15,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from sqlalchemy import BigInteger, String, Text, false, insert, select, text, update
+from sqlalchemy import BigInteger, Engine, String, Text, false, insert, select, text, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from fedpact.common import identity
 from fedpact.common.database import disk_errors
 from fedpact.common.errors import TrustError
 from fedpact.common.identity import SigningKey
-from fedpact.common.transcript import NO_HASH, Entry, Head, Json, Kind, next_key
+from fedpact.common.transcript import NO_HASH, Entry, Head, Json, Kind, canonical, next_key
 from fedpact.common.transcript_check import header_line
 
 _ROWS_AT_ONCE = 1000
+_OPTION = "fedpact_transcript"
 
 
 class TranscriptColumns:
@@ -128,6 +129,19 @@ class TranscriptStore:
         line = session.scalar(last)
         return None if line is None else Entry.parse(line)
 
+    def last_seen(self, session: Session, author: str) -> Head | None:
+        """The newest head of another party that was written down."""
+        # Quotes inside JSON strings are escaped: no other entry's text can hold these.
+        said = f'"body":{{"author":{canonical(author)},'
+        line = session.scalar(
+            select(self.rows.line)
+            .where(self.rows.line.contains('"kind":"head-seen"'))
+            .where(self.rows.line.contains(said, autoescape=True))
+            .order_by(self.rows.number.desc())
+            .limit(1)
+        )
+        return None if line is None else Head.from_document(dict(Entry.parse(line).body))
+
     def entries(self, session: Session, start: int = 0) -> Iterator[Entry]:
         """The entries from a number on, in order; they are read, not verified.
 
@@ -211,6 +225,36 @@ class TranscriptStore:
                 .execution_options(yield_per=_ROWS_AT_ONCE)
             )
         )
+
+
+def with_transcript(engine: Engine, find: Callable[[], TranscriptStore | None]) -> Engine:
+    """An engine whose transactions `write` to a transcript.
+
+    Args:
+        engine: of the database that holds the transcript's table.
+        find: the transcript; None while there is none yet.
+    """
+    return engine.execution_options(**{_OPTION: find})
+
+
+def transcript_of(session: Session) -> TranscriptStore | None:
+    """The transcript to which a session's engine writes, if it does."""
+    find: Callable[[], TranscriptStore | None] | None = (
+        session.connection().get_execution_options().get(_OPTION)
+    )
+    return find() if find is not None else None
+
+
+def write(session: Session, kind: Kind, body: Mapping[str, Json]) -> None:
+    """Write what a transaction records into the transcript too, where its engine has one.
+
+    Raises:
+        AuditError: a transcript cannot hold this.
+        TrustError: the key with which it goes on is not at hand.
+        SQLAlchemyError: the database cannot be written.
+    """
+    if (store := transcript_of(session)) is not None:
+        store.append(session, kind, body)
 
 
 def write_lines(path: Path, lines: Iterator[str]) -> None:

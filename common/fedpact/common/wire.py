@@ -8,7 +8,8 @@ checked when it arrives, before anything is done with it: version, fields, sizes
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Final, Literal, Self
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -32,13 +33,38 @@ def _one_line(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
 
 
+@dataclass(frozen=True)
+class Leaves:
+    """What a field tells when it leaves a site, and what makes that harmless.
+
+    The list of all of them is closed: `docs/reference/what-leaves.md` is written from it.
+
+    Attributes:
+        by: public: known without the records; dp-sgd: noised in training, or computed from
+            what was; gaussian: a noisy sum that the ledger pays for; refusal: tells at most
+            which rule stood in the way.
+        what: what it is.
+    """
+
+    by: Literal["public", "dp-sgd", "gaussian", "refusal"]
+    what: str
+
+
 class _Header(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    protocol: Literal[1] = PROTOCOL
-    run: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
-    round: Annotated[int, Field(ge=1, le=MAX_ROUND)]
-    study_digest: Digest
+    protocol: Annotated[Literal[1], Leaves("public", "The protocol's version.")] = PROTOCOL
+    run: Annotated[
+        str,
+        Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$"),
+        Leaves("public", "The run, as the request named it."),
+    ]
+    round: Annotated[
+        int, Field(ge=1, le=MAX_ROUND), Leaves("public", "The round, as the request named it.")
+    ]
+    study_digest: Annotated[
+        Digest, Leaves("public", "The study's digest, as the request named it.")
+    ]
 
 
 _TensorName = Annotated[str, Field(max_length=500)]
@@ -53,9 +79,15 @@ class ArrayInfo(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    names: Annotated[tuple[_TensorName, ...], Field(max_length=MAX_TENSORS)]
-    shapes: Annotated[tuple[_Shape, ...], Field(max_length=MAX_TENSORS)]
-    sha256: Digest
+    names: Annotated[
+        tuple[_TensorName, ...],
+        Field(max_length=MAX_TENSORS),
+        Leaves("public", "The tensors that the study trains."),
+    ]
+    shapes: Annotated[
+        tuple[_Shape, ...], Field(max_length=MAX_TENSORS), Leaves("public", "Their shapes.")
+    ]
+    sha256: Annotated[Digest, Leaves("dp-sgd", "SHA-256 of the array.")]
 
     @classmethod
     def of(cls, weights: Weights) -> Self:
@@ -92,12 +124,48 @@ class RequestHeader(_Header):
 
 
 class SiteMetrics(BaseModel):
-    """Loss and accuracy on a site's own records. NOT PRIVATE: sent only by double consent."""
+    """Loss and accuracy on a site's own records.
+
+    Attributes:
+        kind: private, with noise that ε pays for; or raw, which is NOT PRIVATE and sent only by
+            double consent.
+        loss: mean over the records; clipped record by record, if private.
+        accuracy: the share that is right; noise may take it below 0 or above 1.
+        loss_noise: the noise's standard deviation in `loss`; 0 if raw.
+        accuracy_noise: the same in `accuracy`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    loss: float
-    accuracy: float
+    kind: Annotated[
+        Literal["private", "raw"], Leaves("public", "Which kind the study asks for.")
+    ]
+    loss: Annotated[
+        float,
+        Leaves(
+            "gaussian",
+            "Sum of the clipped losses, over the expected number of records. If the kind is raw: "
+            "the mean loss, NOT PRIVATE.",
+        ),
+    ]
+    accuracy: Annotated[
+        float,
+        Leaves(
+            "gaussian",
+            "Number of right predictions, over the expected number of records. If the kind is "
+            "raw: the share that is right, NOT PRIVATE.",
+        ),
+    ]
+    loss_noise: Annotated[
+        float,
+        Field(ge=0),
+        Leaves("public", "Standard deviation of the noise in the loss."),
+    ] = 0.0
+    accuracy_noise: Annotated[
+        float,
+        Field(ge=0),
+        Leaves("public", "Standard deviation of the noise in the accuracy."),
+    ] = 0.0
 
 
 class UpdateHeader(_Header):
@@ -108,22 +176,41 @@ class UpdateHeader(_Header):
         epsilon: what the run has cost so far at this site, at the study's δ; a function of
             public numbers (noise, sampling rate, steps) and so no secret. None without DP.
         steps: optimiser steps taken in this round.
-        metrics: raw metrics, only where study and site policy both say so.
+        metrics: private metrics where the study asks for them; raw ones only where study and
+            site policy both say so.
     """
 
-    kind: Literal["update"] = "update"
+    kind: Annotated[Literal["update"], Leaves("public", "That it is an update.")] = "update"
     change: ArrayInfo
-    epsilon: Annotated[float, Field(ge=0)] | None
-    steps: Annotated[int, Field(ge=0, le=MAX_STEPS)]
+    epsilon: Annotated[
+        Annotated[float, Field(ge=0)] | None,
+        Leaves(
+            "public",
+            "ε that the run has cost here: follows from noise, sampling rate and steps.",
+        ),
+    ]
+    steps: Annotated[
+        int,
+        Field(ge=0, le=MAX_STEPS),
+        Leaves("public", "Steps of this round, as the study says."),
+    ]
     metrics: SiteMetrics | None = None
 
 
 class Refusal(_Header):
     """Why a site did not do what was asked; it has no array."""
 
-    kind: Literal["refusal"] = "refusal"
-    code: Literal["study", "policy", "budget", "data", "model", "message", "training"]
-    reason: Annotated[str, Field(max_length=MAX_REASON), AfterValidator(_one_line)]
+    kind: Annotated[Literal["refusal"], Leaves("refusal", "That it is one.")] = "refusal"
+    code: Annotated[
+        Literal["study", "policy", "budget", "data", "model", "message", "training"],
+        Leaves("refusal", "Which kind of rule stood in the way."),
+    ]
+    reason: Annotated[
+        str,
+        Field(max_length=MAX_REASON),
+        AfterValidator(_one_line),
+        Leaves("refusal", "Why, without what must stay at home."),
+    ]
 
 
 Header = Annotated[RequestHeader | UpdateHeader | Refusal, Field(discriminator="kind")]
@@ -136,7 +223,14 @@ class Packet(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     header: str
-    array: bytes = b""
+    array: Annotated[
+        bytes,
+        Leaves(
+            "dp-sgd",
+            "What training changed in each tensor. NOT PRIVATE where the study "
+            'says `mechanism = "none"`.',
+        ),
+    ] = b""
 
     @classmethod
     def of(cls, fields: Mapping[str, object]) -> Self:
@@ -155,6 +249,37 @@ class Packet(BaseModel):
     def size(self) -> int:
         """Bytes of header and array."""
         return len(self.header.encode()) + len(self.array)
+
+
+def what_leaves(header: type[BaseModel]) -> dict[str, Leaves]:
+    """Every field of a header that a site sends, by its path, and the array if one goes with it.
+
+    Raises:
+        WireError: a field does not say what it tells.
+    """
+    fields = _leaving(header, "")
+    if "change" in header.model_fields:
+        fields["(array)"] = _leaves(Packet, "array")
+    return fields
+
+
+def _leaving(model: type[BaseModel], prefix: str) -> dict[str, Leaves]:
+    found: dict[str, Leaves] = {}
+    for name, field in model.model_fields.items():
+        parts = (field.annotation, *get_args(field.annotation))
+        inner = [p for p in parts if isinstance(p, type) and issubclass(p, BaseModel)]
+        if inner:
+            found |= _leaving(inner[0], f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = _leaves(model, name)
+    return found
+
+
+def _leaves(model: type[BaseModel], name: str) -> Leaves:
+    for entry in model.model_fields[name].metadata:
+        if isinstance(entry, Leaves):
+            return entry
+    raise WireError(f"{model.__name__}.{name} does not say what it tells when it leaves.")
 
 
 def pack(header: RequestHeader | UpdateHeader | Refusal, weights: Weights | None) -> Packet:

@@ -7,6 +7,7 @@ the reason names what was wrong.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from fedpact.common import wire
 from fedpact.common.adapter import Manifest, Weights
@@ -25,7 +26,7 @@ class Expected:
         round: the round, from 1.
         study_digest: of the study that runs.
         trained: names and shapes of what the study trains.
-        site_metrics: whether the study asks for metrics.
+        site_metrics: which metrics the study asks for.
         steps: steps that a site takes in a round, at most.
         epsilon: ε that the run may cost a site; None without DP.
     """
@@ -34,7 +35,7 @@ class Expected:
     round: int
     study_digest: str
     trained: Manifest
-    site_metrics: bool
+    site_metrics: Literal["none", "private", "raw"]
     steps: int
     epsilon: float | None
 
@@ -86,6 +87,6 @@ def _wrong(header: wire.UpdateHeader, change: Weights, expected: Expected) -> st
         return "The update states an ε without DP, or none with it."
     if header.epsilon is not None and header.epsilon > (expected.epsilon or 0.0) * _ROUNDING:
         return "The update has cost more ε than its study allows."
-    if header.metrics is not None and not expected.site_metrics:
+    if header.metrics is not None and header.metrics.kind != expected.site_metrics:
         return "The update carries metrics that the study does not allow."
     return ""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from fedpact.common.identity import SigningKey
+    from fedpact.common.transcript_store import TranscriptStore
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -163,8 +164,23 @@ class ServerHome:
             StorageError: the database cannot be reached or written.
         """
         from fedpact.common.database import open_database
+        from fedpact.common.transcript_store import with_transcript
 
-        return open_database(self.database_url(), MIGRATIONS)
+        engine = open_database(self.database_url(), MIGRATIONS)
+        return with_transcript(engine, self.transcript)
+
+    def transcript(self) -> "TranscriptStore":
+        """The coordinator's record of what happened.
+
+        Raises:
+            TrustError: its signing key cannot be read.
+            StorageError: its signing key cannot be written.
+        """
+        from fedpact.common.transcript import COORDINATOR
+        from fedpact.common.transcript_store import TranscriptStore
+        from fedpact.server.tables import TranscriptRow
+
+        return TranscriptStore.of(TranscriptRow, COORDINATOR, load_signing_key(self))
 
     def serving(self) -> Serving | None:
         """Who is serving from this folder; None if nobody is, or it is only starting.

@@ -10,6 +10,7 @@ the one that it signs with. Researchers and auditors have no node.
 Functions that change something leave the commit to the caller, where it is a visible line.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,7 @@ from fedpact.common.errors import TrustError, UsageError, WireError
 from fedpact.common.identity import Role
 from fedpact.common.invitation import Invitation, new_secret, secret_sha256
 from fedpact.common.study import Sector
+from fedpact.common.transcript_store import write
 from fedpact.server.roles import COORDINATOR
 from fedpact.server.tables import Institution
 
@@ -93,6 +95,7 @@ def invite(
     row.joined_at = row.revoked_at = row.node_id = None
     row.public_key = row.signing_key = None
     session.flush()
+    write(session, "invited", {"institution": name, "sector": sector, "role": role})
     return Invitation(address, service, fingerprint, name, role, secret).encode()
 
 
@@ -140,7 +143,14 @@ def accept(session: Session, secret: str, keys: Keys, register: Register) -> Ins
     if keys.node:
         row.node_id = str(register(keys.node))
     session.flush()
+    write(session, "joined", {"institution": row.name, "role": row.role, **_shown(keys)})
     return row
+
+
+def _shown(keys: Keys) -> dict[str, str]:
+    """Keys as the transcript has them: the signing key, the SHA-256 of the node's."""
+    node = hashlib.sha256(keys.node).hexdigest() if keys.node else ""
+    return {"signing_key": keys.signing.hex(), "node_key_sha256": node}
 
 
 def _keys_of(row: Institution) -> Keys:
@@ -202,6 +212,7 @@ def rotate(
     if keys.node:
         row.node_id = str(register(keys.node))
     session.flush()
+    write(session, "rotated", {"institution": row.name, **_shown(keys)})
     return row, int(before) if before and before != row.node_id else None
 
 
@@ -224,7 +235,9 @@ def revoke(session: Session, name: str) -> int | None:
         raise UsageError(
             f"{name} was never invited.", advice="`fedpact server institutions` lists all."
         )
-    row.revoked_at = row.revoked_at or datetime.now(UTC)
+    if row.revoked_at is None:
+        row.revoked_at = datetime.now(UTC)
+        write(session, "revoked", {"institution": name})
     return int(row.node_id) if row.node_id else None
 
 

@@ -26,6 +26,7 @@ from fedpact.common.errors import RunError, StudyError, TrustError
 from fedpact.common.identity import Role
 from fedpact.common.study import Institution as Participant
 from fedpact.common.study import Study
+from fedpact.common.transcript_store import write
 from fedpact.server.pact_tables import DecisionRow, ProposalRow
 from fedpact.server.roles import COORDINATOR
 from fedpact.server.rounds import Terms
@@ -89,6 +90,11 @@ def propose(session: Session, study: Study, proposer: str = COORDINATOR) -> None
         )
     )
     session.flush()
+    write(
+        session,
+        "proposed",
+        {"study_digest": study.digest, "study": study.canonical(), "proposer": proposer},
+    )
 
 
 def decide(session: Session, decision: Decision) -> None:
@@ -141,6 +147,7 @@ def decide(session: Session, decision: Decision) -> None:
         )
     )
     session.flush()
+    write(session, "decided", decision.model_dump(mode="json"))
 
 
 def proposal(session: Session, digest: str) -> Proposal:
@@ -203,7 +210,9 @@ def recall(session: Session, digest: str) -> None:
         StudyError: no such study was proposed.
     """
     row = _row(session, digest)
-    row.recalled_at = row.recalled_at or datetime.now(UTC)
+    if row.recalled_at is None:
+        row.recalled_at = datetime.now(UTC)
+        write(session, "recalled", {"study_digest": digest})
 
 
 def end(session: Session, digest: str) -> None:
@@ -213,7 +222,9 @@ def end(session: Session, digest: str) -> None:
         StudyError: no such study was proposed.
     """
     row = _row(session, digest)
-    row.ended_at = row.ended_at or datetime.now(UTC)
+    if row.ended_at is None:
+        row.ended_at = datetime.now(UTC)
+        write(session, "ended", {"study_digest": digest})
 
 
 def start(session: Session, digest: str) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from fedpact.common import accounting
 from fedpact.common.mechanism import SubsampledGaussian
 from fedpact.common.study import Sector
-from fedpact.server.runs import RoundView, RunView
+from fedpact.server.runs import RunView
 
 
 class _Part(BaseModel):
@@ -175,7 +175,7 @@ def _site_table(view: RunView, result: RunResult) -> Table:
         table.add_row(
             site.name,
             site.sector.value,
-            _doing(view.rounds[-1], site.name) if view.rounds else "",
+            _doing(view, site.name) if view.rounds else "",
             _number(site.epsilon, 3) if private else "NOT PRIVATE",
             f"{view.study.privacy.target_epsilon:g}" if private else "",
             f"{site.bytes_out:,}",
@@ -183,14 +183,18 @@ def _site_table(view: RunView, result: RunResult) -> Table:
     return table
 
 
-def _doing(current: RoundView, institution: str) -> str:
-    answer = current.answers.get(institution)
+def _doing(view: RunView, institution: str) -> str:
+    answer = view.rounds[-1].answers.get(institution)
     if answer is None:
         return "away"
     if answer.state == "asked":
         return "training"
-    raw = f", accuracy {answer.accuracy:.3f} NOT PRIVATE" if answer.accuracy is not None else ""
-    return f"{answer.state}{': ' + answer.reason if answer.reason else ''}{raw}"
+    measured = ""
+    if answer.accuracy is not None:
+        kind = view.study.evaluation.site_metrics
+        what = "private, noisy" if kind == "private" else "NOT PRIVATE"
+        measured = f", accuracy {answer.accuracy:.3f} {what}"
+    return f"{answer.state}{': ' + answer.reason if answer.reason else ''}{measured}"
 
 
 def _closing(result: RunResult) -> str:

@@ -22,6 +22,8 @@ from fedpact.common.database import storage_error
 from fedpact.common.errors import RunError
 from fedpact.common.evaluation import Metrics
 from fedpact.common.study import Study
+from fedpact.common.transcript import Json
+from fedpact.common.transcript_store import write
 from fedpact.server.rounds import Answer
 from fedpact.server.run_tables import AnswerRow, RoundRow, RunRow, StudyRow
 from fedpact.server.tables import transaction
@@ -102,6 +104,8 @@ def set_status(engine: Engine, run: str, status: str, message: str = "") -> bool
             .values(**values)
             .returning(RunRow.id)
         ).all()
+        if changed and status not in UNDER_WAY:
+            write(session, "run-ended", {"run": run, "status": status, "message": message})
     return bool(changed)
 
 
@@ -155,11 +159,18 @@ class RunRecord:
         self._engine = engine
         self._run = run
         self._artifacts = artifacts
+        self._adapter = ""
+        self._added: list[tuple[str, str, float]] = []
         self.why_stopped = ""
 
     def begun(self, weights: Weights) -> None:
         """Keep the adapter that the first round starts from."""
         self._keep(weights)
+        self._adapter = weights.digest
+        study, _ = study_of(self._engine, self._run)
+        with transaction(self._engine) as session:
+            terms = {"study_digest": study.digest, "study": study.canonical()}
+            write(session, "run-started", {"run": self._run, "adapter": self._adapter, **terms})
 
     def round_started(self, number: int, asked: AbstractSet[str]) -> None:
         """A round begins and these institutions were asked."""
@@ -169,13 +180,17 @@ class RunRecord:
                 AnswerRow(run=self._run, number=number, institution=name, state="asked")
                 for name in sorted(asked)
             )
+            self._added = []
+            now = {"adapter": self._adapter, "asked": sorted(asked)}
+            write(session, "round-started", {"run": self._run, "round": number, **now})
         with logs.about(round=number):
             log.info("round %d: %d sites are asked", number, len(asked))
 
     def admitted(self, number: int, institution: str, change: Weights, weight: float) -> None:
         """Keep a change that counts, so that an audit can aggregate it again."""
-        del number, institution, weight
+        del number
         self._keep(change)
+        self._added.append((institution, change.digest, float(weight)))
 
     def answered(self, number: int, institution: str, answer: Answer) -> None:
         """An institution's part in the round is decided."""
@@ -189,6 +204,16 @@ class RunRecord:
                 )
                 .values(**asdict(answer))
             )
+            write(
+                session,
+                "update-received" if answer.state == "updated" else "refused",
+                {
+                    "run": self._run,
+                    "round": number,
+                    "institution": institution,
+                    **{n: value for n, value in asdict(answer).items() if value is not None},
+                },
+            )
         with logs.about(round=number, site=institution):
             # The reason is the site's text: it must not look like lines of ours.
             why = " ".join(["", *answer.reason.split()])
@@ -197,7 +222,22 @@ class RunRecord:
     def round_ended(self, number: int, weights: Weights, seconds: float) -> None:
         """The round counts: keep the adapter, named by its digest, then write it down."""
         self._keep(weights)
-        self._update_round(number, seconds=seconds, adapter_digest=weights.digest)
+        made: dict[str, Json] = {
+            "before": self._adapter,
+            "updates": [
+                {"institution": institution, "digest": digest, "weight": weight}
+                for institution, digest, weight in self._added
+            ],
+            "adapter": weights.digest,
+        }
+        with transaction(self._engine) as session:
+            session.execute(
+                update(RoundRow)
+                .where(RoundRow.run == self._run, RoundRow.number == number)
+                .values(seconds=seconds, adapter_digest=weights.digest)
+            )
+            write(session, "aggregated", {"run": self._run, "round": number, **made})
+        self._adapter = weights.digest
         with logs.about(round=number):
             log.info("round %d: ended after %.1f s", number, seconds)
 

@@ -6,7 +6,7 @@ reflection are served too, and need a signed call as all others.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from fedpact.common.signed_calls import MAX_MESSAGE
 from fedpact.common.v1 import federation_pb2 as pb
 from fedpact.common.v1 import federation_pb2_grpc as rpc
 from fedpact.common.version import fedpact_version
-from fedpact.server import institutions, pact_service
+from fedpact.server import heads, institutions, pact_service
 from fedpact.server.control import Control
 from fedpact.server.doorkeeper import Doorkeeper, caller
 from fedpact.server.institutions import Keys
@@ -143,6 +143,20 @@ class Federation(rpc.FederationServicer):
         """The runs of a study."""
         who, digest = caller(), request.study_digest
         return pact_service.get_results(self._plane.engine, who.institution, who.role, digest)
+
+    def ExchangeHeads(  # noqa: N802
+        self, request: pb.ExchangeHeadsRequest, _context: object
+    ) -> pb.ExchangeHeadsResponse:
+        """Show one's transcript's head, see the coordinator's."""
+        who = caller()
+        ours = heads.exchange(self._plane.engine, who.institution, who.key, request.head)
+        return pb.ExchangeHeadsResponse(head=ours)
+
+    def GetTranscript(  # noqa: N802
+        self, _request: pb.GetTranscriptRequest, _context: object
+    ) -> Iterator[pb.TranscriptLines]:
+        """The coordinator's transcript."""
+        return heads.transcript(self._plane.engine)
 
     def _register(self, node_key: bytes) -> int:
         with self._plane.control() as control:

@@ -11,11 +11,11 @@ from typing import Annotated, Literal
 import typer
 
 from fedpact.client.cli import client_app
-from fedpact.common.audit_cli import audit_app
 from fedpact.common.cli import study_app
 from fedpact.common.errors import FedpactError
 from fedpact.server.cli import server_app
 from fedpact.server.run_cli import run_app
+from fedpact.simulations.audit_cli import audit_app
 from fedpact.simulations.plan_cli import plan
 
 app = typer.Typer(

@@ -78,7 +78,7 @@ class Federation:
         engine = home.open_database()
         content = hashlib.sha256(self.sha256.encode() + shard.indices.tobytes()).hexdigest()
         dataset = Dataset(
-            DATA, home.folder, content, len(shard.indices), "csv", datetime.now(UTC)
+            DATA, home.folder, content, len(shard.indices), "csv", datetime.now(UTC), DATA
         )
         with Session(engine) as session:
             session.merge(
@@ -89,6 +89,7 @@ class Federation:
                     records=dataset.records,
                     format=dataset.format,
                     added_at=dataset.added_at,
+                    population=dataset.population,
                 )
             )
             session.commit()

@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Group
 from rich.table import Table
 
+from fedpact.client.site import plan_metrics, whole_run
 from fedpact.common import accounting, neighbours
 from fedpact.common.errors import BudgetError, StudyError
-from fedpact.common.mechanism import SubsampledGaussian
+from fedpact.common.mechanism import GaussianRelease, SubsampledGaussian
 from fedpact.common.study import Sector, Study
 
 PERSON_RECORDS = (2, 4, 8)
@@ -118,36 +119,45 @@ def of(study: Study, sites: Iterable[SitePlan], accuracy: float | None = None) -
 def _costs(study: Study, site: SitePlan) -> dict[str, object]:
     target, delta = study.privacy.target_epsilon, study.privacy.target_delta
     try:
-        sigma = accounting.noise_multiplier(target, delta, site.sample_rate, site.steps)
+        metrics = whole_run(study, plan_metrics(study))
+        sigma = accounting.noise_multiplier(
+            target, delta, site.sample_rate, site.steps, metrics
+        )
     except BudgetError as error:
         return {"why": error.message}
     run = SubsampledGaussian(sigma, site.sample_rate, site.steps)
     twice = SubsampledGaussian(sigma, site.sample_rate, 2 * site.steps)
+    beside = [] if metrics is None else [metrics]
     return {
         "noise_multiplier": sigma,
         "noise_per_record": sigma / study.expected_batch_size(site.name),
-        "epsilon": accounting.epsilon([run], delta),
-        "epsilon_replace_one": neighbours.replace_one_epsilon(run, delta),
-        "epsilon_twice_the_rounds": accounting.epsilon([twice], delta),
-        "noise_twice_the_rounds": _noise_or_none(target, delta, twice),
-        **_other_unit(study, site, run),
+        "epsilon": accounting.epsilon([run, *beside], delta),
+        "epsilon_replace_one": neighbours.replace_one_epsilon(run, delta, metrics),
+        "epsilon_twice_the_rounds": accounting.epsilon([twice, *beside, *beside], delta),
+        "noise_twice_the_rounds": _noise_or_none(target, delta, twice, metrics),
+        **_other_unit(study, site, run, metrics),
     }
 
 
-def _other_unit(study: Study, site: SitePlan, run: SubsampledGaussian) -> dict[str, object]:
+def _other_unit(
+    study: Study, site: SitePlan, run: SubsampledGaussian, metrics: GaussianRelease | None
+) -> dict[str, object]:
     """What the run is to whom its promise does not name."""
     target, delta = study.privacy.target_epsilon, study.privacy.target_delta
     if study.privacy.unit == "person":
         rate = min(study.training.batch_size, site.records) / site.records
         of_records = SubsampledGaussian(run.noise_multiplier, rate, run.steps)
-        return {"noise_for_records": _noise_or_none(target, delta, of_records)}
-    epsilons = {n: neighbours.person_epsilon(run, n, delta) for n in PERSON_RECORDS}
+        return {"noise_for_records": _noise_or_none(target, delta, of_records, metrics)}
+    epsilons = {n: neighbours.person_epsilon(run, n, delta, metrics) for n in PERSON_RECORDS}
     return {"epsilon_of_person": epsilons}
 
 
-def _noise_or_none(target: float, delta: float, run: SubsampledGaussian) -> float | None:
+def _noise_or_none(
+    target: float, delta: float, run: SubsampledGaussian, metrics: GaussianRelease | None
+) -> float | None:
     try:
-        return accounting.noise_multiplier(target, delta, run.sample_rate, run.steps)
+        # Twice as many metrics with the same share of ε cost the same.
+        return accounting.noise_multiplier(target, delta, run.sample_rate, run.steps, metrics)
     except BudgetError:
         return None
 

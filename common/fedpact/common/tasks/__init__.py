@@ -51,10 +51,10 @@ class Task(Protocol):
         """Loss of each record, shape [n], and logits, shape [n, labels]."""
         ...
 
-    def metrics(
+    def correct(
         self, logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
-    ) -> dict[str, float]:
-        """What is measured on a set of records; always with `accuracy`."""
+    ) -> npt.NDArray[np.bool_]:
+        """Whether each record's prediction is right, shape [n]."""
         ...
 
 

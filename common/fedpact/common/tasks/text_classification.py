@@ -67,11 +67,11 @@ class TextClassification:
         ).logits.float()
         return functional.cross_entropy(logits, batch["labels"], reduction="none"), logits
 
-    def metrics(
+    def correct(
         self, logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
-    ) -> dict[str, float]:
-        """Accuracy: the share of records whose likeliest label is the right one."""
-        return {"accuracy": float((logits.argmax(axis=1) == labels).mean())}
+    ) -> npt.NDArray[np.bool_]:
+        """Whether each record's likeliest label is the right one, shape [n]."""
+        return np.asarray(logits.argmax(axis=1) == labels)
 
 
 def from_study(study: Study) -> TextClassification:

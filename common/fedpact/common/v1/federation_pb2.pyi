@@ -149,18 +149,16 @@ class GetResultsResponse(_message.Message):
     def __init__(self, results: _Optional[str] = ...) -> None: ...
 
 class Head(_message.Message):
-    __slots__ = ("author", "length", "hash", "key", "signature")
+    __slots__ = ("author", "length", "hash", "signature")
     AUTHOR_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     HASH_FIELD_NUMBER: _ClassVar[int]
-    KEY_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     author: str
     length: int
     hash: str
-    key: bytes
     signature: bytes
-    def __init__(self, author: _Optional[str] = ..., length: _Optional[int] = ..., hash: _Optional[str] = ..., key: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, author: _Optional[str] = ..., length: _Optional[int] = ..., hash: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class ExchangeHeadsRequest(_message.Message):
     __slots__ = ("head",)

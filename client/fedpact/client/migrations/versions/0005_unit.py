@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0005_unit"
-down_revision = "0003_agreements"
+down_revision = "0004_population"
 
 
 def upgrade() -> None:

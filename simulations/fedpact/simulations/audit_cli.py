@@ -39,6 +39,13 @@ def verify(
             "digits, or a PEM file. Without it, the key in FILE is taken."
         ),
     ] = None,
+    recompute: Annotated[
+        Path | None,
+        typer.Option(
+            help="The coordinator's folder of artifacts: aggregate each round's stored updates "
+            "again, which must give the adapter that the transcript names, bit for bit."
+        ),
+    ] = None,
     format: Annotated[Literal["table", "json"], typer.Option(help="How to print.")] = "table",  # noqa: A002
 ) -> None:
     """Check that a transcript is whole, and that no other one contradicts it."""
@@ -52,13 +59,91 @@ def verify(
         theirs = transcript_check.verify(_lines(against))
         verified.append(theirs)
         heads = transcript_check.compare(mine, theirs) + transcript_check.compare(theirs, mine)
+    rounds = _recomputed(file, recompute) if recompute is not None else None
     summaries = [_summary(transcript) for transcript in verified]
     if format == "json":
-        typer.echo(json.dumps({"transcripts": summaries, "heads_matched": heads}, indent=2))
+        found = {
+            "transcripts": summaries,
+            "heads_matched": heads,
+            "rounds_recomputed": rounds,
+        }
+        typer.echo(json.dumps(found, indent=2))
         return
     for summary in summaries:
         typer.echo("".join(f"{name:<16}{value}\n" for name, value in summary.items()))
     typer.echo("\n".join(_verdict(heads, is_pinned=key is not None)))
+    if rounds is not None:
+        typer.echo(f"{rounds} rounds aggregated again gave the adapters that it names.")
+
+
+@audit_app.command()
+def export(
+    file: Annotated[Path, typer.Argument(help="Where to write it.")],
+    server: Annotated[
+        Path | None, typer.Option(help="A coordinator's folder: its transcript.")
+    ] = None,
+    client: Annotated[
+        Path | None, typer.Option(help="An institution's folder: its transcript.")
+    ] = None,
+    *,
+    coordinators: Annotated[
+        bool,
+        typer.Option(
+            "--coordinators",
+            help="With --client: the coordinator's transcript, asked of the coordinator.",
+        ),
+    ] = False,
+) -> None:
+    """Write a transcript to one file, which anybody can verify without access to its author."""
+    from fedpact.common.errors import UsageError
+    from fedpact.common.transcript_store import write_lines
+
+    if (server is None) == (client is None) or (coordinators and client is None):
+        raise UsageError(
+            "Name whose transcript it is: --server FOLDER or --client FOLDER.",
+            advice="`--client FOLDER --coordinators` asks the coordinator for its own.",
+        )
+    if client is not None and coordinators:
+        from fedpact.client.heads import fetch
+        from fedpact.client.home import ClientHome
+
+        write_lines(file, fetch(ClientHome(client)))
+    else:
+        _export_own(file, server, client)
+    typer.echo(f"Wrote {file}: `fedpact audit verify {file}` checks it.")
+
+
+def _export_own(file: Path, server: Path | None, client: Path | None) -> None:
+    from sqlalchemy.orm import Session
+
+    from fedpact.client.home import ClientHome
+    from fedpact.common.errors import TrustError
+    from fedpact.common.transcript_store import transcript_of
+    from fedpact.server.home import ServerHome
+
+    home = ServerHome(server) if server is not None else ClientHome(client or Path())
+    engine = home.open_database()
+    with Session(engine) as session:
+        if (store := transcript_of(session)) is None:
+            raise TrustError(
+                f"{client} has not joined a coordinator, so it has no transcript.",
+                advice="`fedpact client join TOKEN`.",
+            )
+        store.export(session, file)
+    engine.dispose()
+
+
+def _recomputed(file: Path, artifacts: Path) -> int:
+    from fedpact.common.transcript import HEAD_KEYS, Entry, parse_canonical
+    from fedpact.server.recompute import recompute
+
+    def entries() -> "Iterator[Entry]":
+        lines = (line.decode().rstrip("\n") for line in _lines(file))
+        next(lines)
+        documents = map(parse_canonical, lines)
+        yield from (Entry.from_document(d) for d in documents if d.keys() != HEAD_KEYS)
+
+    return recompute(entries(), artifacts)
 
 
 def _verdict(heads: int | None, *, is_pinned: bool) -> Iterator[str]:

@@ -1,0 +1,200 @@
+"""`fedpact client audit`: the site attacks its own training, before it trusts it."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from fedpact.client.dataset_cli import DEFAULT_HOME, Format, HomeOption, console, notices
+
+if TYPE_CHECKING:
+    from fedpact.client.audit import Audit
+    from fedpact.client.home import ClientHome
+    from fedpact.client.membership import Membership, Separation
+    from fedpact.client.workbench import Workbench
+    from fedpact.common.records import EncodedRecords
+    from fedpact.common.study import Study
+
+_GUESSED = 20  # one canary of so many, unless told
+_UNIT = "record"  # of every study that can be audited
+_MOST_RECORDS = 1000
+_NOTE = (
+    "A shadow copy was attacked: nothing was sent and nothing spent. This result comes from "
+    "private data: keep it."
+)
+
+
+def audit(
+    study: Annotated[Path, typer.Argument(help="The study file.")],
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="The data set's name; the one that the study means by default."),
+    ] = None,
+    institution: Annotated[
+        str | None,
+        typer.Option(help="As which of the study's institutions; this site's by default."),
+    ] = None,
+    canaries: Annotated[
+        int, typer.Option(min=1, help="Canaries, each put in by a fair coin.")
+    ] = 2000,
+    guesses: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many of them are guessed; a twentieth by default."),
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="That of the lower bound on ε.")] = 0.95,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(
+            help="Audit the study as if it promised this ε: a small promise is easier to refute."
+        ),
+    ] = None,
+    shadows: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Shadow adapters for the membership attack, an even number; 0: by loss alone.",
+        ),
+    ] = 4,
+    home: HomeOption = DEFAULT_HOME,
+    format_: Format = "table",
+) -> None:
+    """Attack a shadow copy of the study's training here: is ε what it is said to be?"""
+    from fedpact.client import membership
+    from fedpact.client.audit import audit as attack
+    from fedpact.client.home import ClientHome
+    from fedpact.client.workbench import Workbench
+    from fedpact.common import study as studies
+    from fedpact.common.errors import StudyError, TrainingError
+
+    site, loaded = ClientHome.at(home), studies.load(study)
+    if not loaded.is_private:
+        raise StudyError(f"{loaded.study.name} promises no ε that an audit could contradict.")
+    if epsilon is not None:
+        loaded = loaded.promising(epsilon)
+    name, workbench = institution or _joined_as(site), Workbench()
+    loaded.institution(name)
+    with notices.status("Reading the records") as status:
+        records = _records(site, loaded, dataset, workbench)
+        found = attack(
+            loaded,
+            name,
+            records,
+            workbench,
+            canaries=canaries,
+            guesses=guesses or max(1, canaries // _GUESSED),
+            confidence=confidence,
+            on_round=lambda n: status.update(f"Round {n} of {loaded.training.rounds}"),
+        )
+        members = membership.attack(
+            loaded,
+            name,
+            records,
+            workbench,
+            shadows=shadows,
+            on_training=lambda n: status.update(f"Membership: training {n} of {1 + shadows}"),
+        )
+    verdict = _verdict(found)
+    if format_ == "json":
+        document = _as_json(found, members, verdict)
+        print(json.dumps(document, indent=2, ensure_ascii=False))  # noqa: T201 - for programs
+    else:
+        _print(found, members)
+        console.print(f"{verdict} {_NOTE}")
+    if found.contradicted:
+        raise TrainingError(
+            "The training here loses more privacy than is accounted for.",
+            advice="Take part in no private study with this installation, and report it.",
+        )
+
+
+def _joined_as(site: "ClientHome") -> str:
+    from fedpact.client.join import load_site
+
+    return load_site(site).institution
+
+
+def _records(
+    site: "ClientHome", study: "Study", dataset: str | None, workbench: "Workbench"
+) -> "EncodedRecords":
+    """The records of the shadow copy: the data set's, or a random part of a large one."""
+    from fedpact.client.datasets import Datasets, find_dataset
+    from fedpact.client.record_cache import encode
+    from fedpact.client.validation import split
+    from fedpact.common.randomness import SecureRandom
+
+    datasets = Datasets(site.open_database())
+    chosen = find_dataset(datasets, study) if dataset is None else datasets.get(dataset)
+    encoded = encode(site, chosen, study, workbench.model(study).tokenizer)
+    records = split(study, encoded).training
+    return records.select(SecureRandom().permutation(len(records))[:_MOST_RECORDS])
+
+
+def _verdict(found: "Audit") -> str:
+    sure = f"With {100 * found.confidence:.4g} % confidence"
+    if found.contradicted:
+        return (
+            f"{sure} the promise to one {_UNIT} is broken: ε is above {found.bound:.4g}, and "
+            f"{found.claimed:.4g} is claimed."
+        )
+    if found.ceiling <= found.claimed:
+        return (
+            f"Nothing contradicts the claim, but nothing could have: even if every guess were "
+            f"right, ε would only be shown to be above {found.ceiling:.4g}. Take more guesses, "
+            "or audit a smaller --epsilon."
+        )
+    return (
+        f"The attack does not contradict the claim. {sure} ε is above {found.bound:.4g}; that "
+        f"it is not above {found.claimed:.4g} is for the accountant to prove, not for an attack."
+    )
+
+
+def _print(found: "Audit", members: "Membership") -> None:
+    table = Table("what", "value")
+    table.add_row(
+        "claimed ε",
+        f"{found.claimed:.4g} at δ = {found.delta:.3g}, for one {_UNIT} (add or remove one {_UNIT})",
+    )
+    table.add_row(
+        "lower bound on ε", f"{found.bound:.4g}, with {100 * found.confidence:.4g} % confidence"
+    )
+    table.add_row("the most it could show", f"{found.ceiling:.4g}")
+    table.add_row(
+        "guesses right", f"{found.correct} of {found.guesses}, on {found.canaries} canaries"
+    )
+    for name, attack in (("loss", members.by_loss), ("likelihood ratio", members.by_ratio)):
+        if attack is not None:
+            table.add_row(
+                f"membership by {name}",
+                f"AUC {attack.auc:.3f}, found {attack.tpr:.1%} at 1 % false, "
+                f"on {members.records} records",
+            )
+    console.print(table)
+
+
+def _as_json(found: "Audit", members: "Membership", verdict: str) -> dict[str, object]:
+    def measured(attack: "Separation | None") -> dict[str, float] | None:
+        if attack is None:
+            return None
+        return {"auc": attack.auc, "tpr_at_1_percent_fpr": attack.tpr}
+
+    return {
+        "claimed_epsilon": found.claimed,
+        "delta": found.delta,
+        "unit": _UNIT,
+        "neighbours": f"add or remove one {_UNIT}",
+        "lower_bound": found.bound,
+        "confidence": found.confidence,
+        "ceiling": found.ceiling,
+        "canaries": found.canaries,
+        "guesses": found.guesses,
+        "correct": found.correct,
+        "contradicted": found.contradicted,
+        "membership": {
+            "records": members.records,
+            "loss": measured(members.by_loss),
+            "likelihood_ratio": measured(members.by_ratio),
+        },
+        "verdict": verdict,
+    }

@@ -1,0 +1,92 @@
+"""Exchanging transcript heads with the coordinator, and fetching its transcript.
+
+Whoever has shown a head cannot show another past later. The site shows its own whenever it
+has written anything since the last exchange, and writes down the coordinator's.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sqlalchemy import Engine
+
+from fedpact.client.home import ClientHome
+from fedpact.client.join import load_site
+from fedpact.client.service import Service
+from fedpact.client.tables import TranscriptRow, exclusive, reading
+from fedpact.common.errors import AuditError, TrustError
+from fedpact.common.head_messages import head_message, head_of
+from fedpact.common.transcript import COORDINATOR, Head
+from fedpact.common.transcript_store import TranscriptStore
+from fedpact.common.v1 import federation_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """An institution's side of the exchange.
+
+    Attributes:
+        home: its folder.
+        engine: its database.
+    """
+
+    home: ClientHome
+    engine: Engine
+
+    def exchange(self) -> bool:
+        """Show our head and write the coordinator's down; whether there was anything to show.
+
+        Raises:
+            AddressError: the coordinator cannot be reached.
+            AuditError: the coordinator shows another past than before; its head is kept.
+            TrustError: what it shows is not signed with its key.
+            StorageError: the site's own database fails.
+        """
+        with reading(self.engine) as session:
+            store = self._store()
+            newest = store.newest(session)
+            if newest is None or newest.kind == "head-seen":
+                return False
+            mine = store.head(session)
+        with Service.of(self.home) as service:
+            request = pb.ExchangeHeadsRequest(head=head_message(mine))
+            theirs = head_of(service.federation.ExchangeHeads(request).head)
+        key = load_site(self.home).coordinator_key
+        if theirs.author != COORDINATOR or not theirs.is_signed_by(key):
+            raise TrustError("The coordinator's head is not signed with its key.")
+        with exclusive(self.engine, TranscriptRow.__tablename__) as session:
+            before = store.last_seen(session, COORDINATOR)
+            store.append(session, "head-seen", theirs.document)
+        _compare(theirs, before)
+        return True
+
+    def _store(self) -> TranscriptStore:
+        store = self.home.transcript()
+        if store is None:
+            raise TrustError(
+                "This site has not joined a coordinator.", advice="`fedpact client join TOKEN`."
+            )
+        return store
+
+
+def fetch(home: ClientHome) -> Iterator[str]:
+    """The coordinator's transcript, line by line; it has not been checked.
+
+    Raises:
+        FedpactError: as `Service.federation`.
+    """
+    with Service.of(home) as service:
+        for some in service.federation.GetTranscript(pb.GetTranscriptRequest()):
+            yield from some.lines
+
+
+def _compare(head: Head, before: Head | None) -> None:
+    if before is None or head.length > before.length or head == before:
+        return
+    raise AuditError(
+        f"The coordinator shows a record of {head.length} entries; one of {before.length} was "
+        "shown before and is not its beginning.",
+        advice="Keep this site's folder as it is: both heads in its transcript are signed.",
+    )
