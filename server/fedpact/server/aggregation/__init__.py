@@ -10,6 +10,7 @@ from typing import Protocol, cast
 
 from fedpact.common.adapter import Manifest, Weights
 from fedpact.common.study import Study
+from fedpact.server.aggregation import clipped
 
 
 class Aggregator(Protocol):
@@ -29,12 +30,17 @@ def trained_names(study: Study, names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(filter(study.trains, names))
 
 
-def for_study(study: Study, manifest: Manifest) -> Aggregator:
+def for_study(
+    study: Study, manifest: Manifest, clipping: clipped.Clipping | None = None
+) -> Aggregator:
     """A fresh aggregator for one round of the study's method.
 
     Args:
         study: whose `[aggregation] method` is taken.
         manifest: the tensors that sites train.
+        clipping: the run's, where the study clips updates; every method's mean is then clipped.
     """
+    if clipping is not None:
+        return clipped.Round(manifest, clipping)
     module = import_module(f"{__name__}.{study.aggregation.method.replace('-', '_')}")
     return cast("Aggregator", module.Round(manifest))
