@@ -403,6 +403,7 @@ def _written(row: ReservationRow) -> dict[str, str | int | float]:
         "dataset": row.dataset,
         "study_digest": row.study_digest,
         "kind": row.kind,
+        "unit": row.unit,
         "run": row.run,
         "round": row.round,
         "noise_multiplier": row.noise_multiplier,
