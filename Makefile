@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP = .venv/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test unit check bench docs proto clean
+.PHONY: help demo test unit mutants check bench docs proto clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,9 @@ test: .venv/dev.stamp  ## every test, the end-to-end ones too
 
 unit: .venv/dev.stamp  ## the quick tests alone
 	.venv/bin/pytest -m 'not e2e'
+
+mutants: .venv/dev.stamp  ## one-line mistakes, each of which a test must find (some minutes)
+	.venv/bin/python tests/mutants.py
 
 check: .venv/dev.stamp  ## formatting, lint, types, the arrows between the rooms
 	.venv/bin/ruff format --check .

@@ -24,7 +24,7 @@ from fedpact.common.identity import Role
 from fedpact.common.signed_calls import MAX_MESSAGE, TOLERANCE_SECONDS
 from fedpact.common.study import Study
 from fedpact.server.doorkeeper import BURST, LONGEST_SECONDS, PER_SECOND
-from fedpact.server.results import RoundResult, RunResult, SiteResult
+from fedpact.server.results import CentralResult, RoundResult, RunResult, SiteResult
 from fedpact.server.roles import ALLOWED
 from fedpact.server.settings import Settings
 from fedpact.simulations.cli import app
@@ -237,7 +237,7 @@ def results_page() -> str:
         "`fedpact demo`, `fedpact simulate` and `fedpact run watch` print this object with",
         "`--format json`, on standard output; progress goes to standard error.",
     ]
-    for model in (RunResult, RoundResult, SiteResult):
+    for model in (RunResult, RoundResult, SiteResult, CentralResult):
         name = model.__name__
         words = {key: text for (owner, key), text in _RESULT_WORDS.items() if owner == name}
         lines += ["", f"## {name}", "", (model.__doc__ or "").strip(), ""]
@@ -279,14 +279,14 @@ def results_page() -> str:
         ),
         "| `fedpact client policy show` | an object: every rule of the policy, by name |",
         (
-            "| `fedpact client ledger` | an object: `unit`, `neighbours`, `datasets` (each with "
-            "`name`, `population`, `epsilon`, `delta`, `cap`, `remaining`, `runs`); an infinite ε is null |"
+            "| `fedpact client ledger` | an object: `datasets` (each with `name`, `unit`, `neighbours`, "
+            "`population`, `epsilon`, `delta`, `cap`, `remaining`, `runs`); an infinite ε is null |"
         ),
         (
             "| `fedpact client status` | an object: `institution`, `coordinator`, `up`, "
             "`connected_since`, `run`, `round`, `outcome` and `answered_at` of the last answer, `left` "
             "(`updates`, `refusals`, `failures`, `bytes`), `ca_days_left`, `datasets` (each with `name`, "
-            "`epsilon`, `delta`, `cap`) |"
+            "`epsilon`, `delta`, `cap`, `unit`) |"
         ),
         (
             "| `fedpact client departures` | a list of objects: `at`, `run`, `round`, `kind`, `bytes`, "

@@ -139,7 +139,10 @@ def test_the_ledger_as_json(run, tmp_path):
     spend(tmp_path, ("r1", 1), ("r1", 2))
     spend(tmp_path, ("r2", 1), settle=False)
     shown = json.loads(run("ledger", "--format", "json"))
-    assert (shown["unit"], shown["neighbours"]) == ("record", "add or remove one record")
+    assert (shown["datasets"][0]["unit"], shown["datasets"][0]["neighbours"]) == (
+        "record",
+        "add or remove one record",
+    )
     (notes,) = shown["datasets"]
     assert notes["epsilon"] == accounting.epsilon([STEP] * 3, 1e-5)
     assert notes["remaining"] == 10.0 - notes["epsilon"]
@@ -166,7 +169,7 @@ def test_the_ledger_as_a_table(run, tmp_path):
     assert "triage" in shown
     assert "1 (1 open)" in shown
     assert f"{accounting.epsilon([STEP], 1e-5):.4g}" in shown
-    assert "add or remove one record" in shown
+    assert "protects one record" in shown
 
 
 def test_what_was_not_private_is_shown_as_infinite(run, tmp_path):

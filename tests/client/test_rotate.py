@@ -1,18 +1,15 @@
 """Changing keys against a real control plane, whatever breaks off in between."""
 
-import asyncio
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from starlette.applications import Starlette
 from typer.testing import CliRunner
 
 from fedpact.client import rotate as rotating
 from fedpact.client.cli import client_app
 from fedpact.client.home import ClientHome
-from fedpact.client.join import join, load_site
+from fedpact.client.join import load_site
 from fedpact.client.rotate import rotate
 from fedpact.client.service import Service
 from fedpact.common.certificates import public_pem
@@ -20,31 +17,14 @@ from fedpact.common.errors import AddressError, TrustError
 from fedpact.common.identity import Role, public_bytes
 from fedpact.common.v1 import federation_pb2 as pb
 from fedpact.server import institutions
-from fedpact.server.listener import GatewayServer, bind
 from fedpact.server.tables import transaction
-from support.control_plane import ControlPlane, control_plane
+from support.control_plane import ControlPlane, control_plane, joined
 
 
 @pytest.fixture
 def plane(tmp_path) -> Iterator[ControlPlane]:
     with control_plane(tmp_path / "server") as running:
         yield running
-
-
-def joined(plane: ControlPlane, home: ClientHome, role: Role = Role.DATA_HOLDER) -> ClientHome:
-    """Join with `fedpact client join`'s own code, which looks at the gateway first."""
-    with bind("127.0.0.1", 0) as listener:
-        address = f"localhost:{listener.getsockname()[1]}"
-        chain, key = plane.home.server_certificate, plane.home.server_key
-        gateway = GatewayServer(Starlette(), chain, key)
-        thread = threading.Thread(target=lambda: asyncio.run(gateway.serve(sockets=[listener])))
-        thread.start()
-        try:
-            join(plane.invite("A", role, address), home)
-        finally:
-            gateway.should_exit = True
-            thread.join()
-    return home
 
 
 @pytest.fixture

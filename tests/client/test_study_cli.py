@@ -133,7 +133,10 @@ def test_a_study_is_shown_in_plain_words(town):
     assert lines["privacy"] == (
         "ε ≤ 8 at δ = 1e-05 for the whole run: neighbouring data sets add or remove one record"
     )
-    assert lines["data set"] == "notes, 120 records; ε = 10 of 10 remains of its budget"
+    assert (
+        lines["data set"]
+        == "notes, 120 records; ε = 10 of 10 remains of its budget (for one record)"
+    )
     assert lines["until"] == "2099-12-31"
     assert "Maker (academia, 120 records)" in lines["takes part"]
     assert lines["release"] == "to those who take part, and to A Regulator"

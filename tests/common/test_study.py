@@ -158,7 +158,10 @@ def test_every_study_survives_its_canonical_form(name, purpose, epsilon, rounds)
         ("[training]", "[privacy]\ntarget_delta = 0.002\n[training]", "`privacy.target_delta` is above 1/1000"),
         ("[training]", "[privacy]\ntarget_epsilon = 0\n[training]", "line 11: privacy.target_epsilon: "),
         ("[training]", "[privacy]\ntarget_delta = 1\n[training]", "line 11: privacy.target_delta: "),
-        ("[training]", '[privacy]\nunit = "person"\n[training]', "line 11: privacy.unit: "),
+        ("[training]", '[privacy]\nunit = "people"\n[training]', "line 11: privacy.unit: "),
+        ("[training]", '[privacy]\nunit = "person"\n[training]', '`privacy.unit = "person"` needs `task.person_column`'),
+        ("[training]", "[privacy]\nmax_records_per_person = 3\n[training]", '`privacy.max_records_per_person` is for `privacy.unit = "person"` alone'),
+        ('labels = ["mild", "severe"]', 'labels = ["mild", "severe"]\nperson_column = "p"', '`task.person_column` is for `privacy.unit = "person"` alone'),
         ("[training]", '[evaluation]\nsha256 = "abc"\n[training]', "line 11: evaluation.sha256: "),
         ("[training]", "[evaluation]\nsite_metrics = true\n[training]", "line 11: evaluation.site_metrics: Input should be 'none', 'private' or 'raw'"),
         ("[training]", '[privacy]\nmechanism = "none"\n[evaluation]\nsite_metrics = "private"\n[training]', '`evaluation.site_metrics` is "private"'),
@@ -281,3 +284,38 @@ def test_a_quorum_that_is_large_enough_makes_a_robust_rule_possible():
         else:
             with pytest.raises(ValueError, match=r"`federation\.quorum` is 4"):
                 a_study(**choices)
+
+
+PERSONS = (
+    FILE.replace(
+        'labels = ["mild", "severe"]', 'labels = ["mild", "severe"]\nperson_column = "who"'
+    )
+    .replace("[training]", '[privacy]\nunit = "person"\nmax_records_per_person = 2\n[training]')
+    .replace("records = 2000", "records = 2000\npersons = 1500")
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "to", "problem"),
+    [
+        ("", "", '`privacy.unit = "person"` needs `persons of Clinic`'),
+        ("records = 1000", "records = 1000\npersons = 2000", "more persons than records"),
+        ("records = 1000", "records = 1000\npersons = 0", "persons: "),
+        ('unit = "person"', 'unit = "person"\nmechanism = "none"', "needs a mechanism"),
+        (
+            "[training]",
+            '[evaluation]\nsite_metrics = "private"\n[training]',
+            "protects records",
+        ),
+        ("max_records_per_person = 2", "", "needs `privacy.max_records_per_person`"),
+        (
+            "max_records_per_person = 2",
+            "max_records_per_person = 0",
+            "max_records_per_person: ",
+        ),
+    ],
+)
+def test_a_promise_to_persons_must_be_whole(tmp_path, change, to, problem):
+    text = PERSONS.replace(change, to, 1) if change else PERSONS
+    found = problems(tmp_path, text)
+    assert any(problem in line for line in found), found

@@ -117,6 +117,31 @@ def test_a_run_from_token_to_adapter(fed, study_file):
     assert _accuracy(result["adapter"], study, path.parent) == result["rounds"][-1]["accuracy"]
 
 
+def test_what_both_sides_wrote_down_fits_together_and_can_be_made_again(
+    fed, study_file, tmp_path
+):
+    run = fed.start_run(study_file())
+    fed.result(run)
+    server, site = tmp_path / "coordinator.jsonl", tmp_path / "site.jsonl"
+    home, artifacts = fed.sites[NAMES[0]], fed.home.artifacts
+
+    def shown() -> int:
+        """Heads that match; the sites show theirs soon after each round."""
+        must("audit", "export", str(site), "--client", str(home.folder))
+        must("audit", "export", str(server), "--client", str(home.folder), "--coordinators")
+        told = must("audit", "verify", str(server), "--against", str(site), "--format", "json")
+        return json.loads(told)["heads_matched"]
+
+    wait_for(lambda: shown() >= 2, "heads are exchanged in both directions")
+    again = must("audit", "verify", str(server), "--recompute", str(artifacts))
+    assert "rounds aggregated again gave the adapters" in again
+
+    lines = server.read_text().splitlines(keepends=True)
+    server.write_text("".join(lines[:5] + lines[6:]))
+    refused = fedpact("audit", "verify", str(server))
+    assert (refused.returncode, "Entry 4 of coordinator" in refused.stderr) == (21, True)
+
+
 def _accuracy(adapter, study, folder) -> float:
     base = AutoModelForSequenceClassification.from_pretrained(study.model.base, num_labels=2)
     model = peft.PeftModel.from_pretrained(base, adapter).eval()

@@ -8,6 +8,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
+from fedpact.common import accounting
+from fedpact.common.mechanism import SubsampledGaussian
 from fedpact.server.diagnostics import Diagnosis
 from fedpact.server.results import RunResult, overview
 from fedpact.server.rounds import Answer
@@ -134,3 +136,16 @@ def test_why_a_run_failed_is_shown():
     failed = replace(VIEW, status="failed", message="Round 3 has 1 updates.")
     assert "Round 3 has 1 updates." in shown(failed)
     assert RunResult.of(failed).message == "Round 3 has 1 updates."
+
+
+def test_the_coordinators_noise_has_an_epsilon_of_its_own():
+    assert RunResult.of(VIEW).central is None
+    study = study_among("A", "B", aggregation={"clip_norm": 1.0, "noise_multiplier": 4.0})
+    found = RunResult.of(replace(VIEW, study=study)).central
+    # Three rounds of a Gaussian with the noise 4 are one with 4 / sqrt(3).
+    expected = accounting.epsilon([SubsampledGaussian(4 / 3**0.5, 1.0, 1)], 1e-5)
+    assert found.epsilon == pytest.approx(expected, rel=0.02)
+    assert (found.unit, found.delta) == ("institution", 1e-5)
+    text = shown(replace(VIEW, study=study))
+    assert "adding or removing one institution, by the coordinator's noise" in text
+    assert "not the coordinator" in text

@@ -1,9 +1,11 @@
 """The plan of a study: what sites will compute, before they do."""
 
 import json
+from io import StringIO
 
 import pytest
 import tomli_w
+from rich.console import Console
 from typer.testing import CliRunner
 
 from fedpact.client.site import plan as site_plan
@@ -11,7 +13,9 @@ from fedpact.common.errors import BudgetError, StudyError
 from fedpact.common.study import Study
 from fedpact.simulations import planning
 from fedpact.simulations.cli import app
+from support.persons import PERSONS, person_study
 from support.round_fakes import study_among
+from support.site_factory import INSTITUTION
 from support.tiny_bert import write_data
 
 SMALL = {"training": {"rounds": 4, "local_steps": 2, "batch_size": 50}}
@@ -113,3 +117,20 @@ def test_a_simulation_says_what_accuracy_to_expect(tmp_path, tiny):
     )
     assert done.exit_code == 0, done.output
     assert 0 <= json.loads(done.stdout)["accuracy"] <= 1
+
+
+def test_a_plan_for_persons_is_by_persons_and_says_what_records_would_cost(tiny):
+    study = person_study(tiny)
+    (site,) = planning.plan(study)
+    mechanism = site_plan(study, INSTITUTION)
+    assert (site.sample_rate, site.noise_multiplier) == (
+        10 / PERSONS,
+        mechanism.noise_multiplier,
+    )
+    assert site.epsilon_of_person is None
+    assert site.noise_for_records < site.noise_multiplier
+    shown = planning.of(study, [site])
+    assert shown.unit == "person (who)"
+    console = Console(file=StringIO(), width=200)
+    console.print(planning.tables(shown))
+    assert "adding or removing one person (who)" in console.file.getvalue()

@@ -17,6 +17,7 @@ from fedpact.common.errors import DataError, ModelError, StudyError, UsageError
 from fedpact.common.study import Study
 from fedpact.simulations import federation as federations
 from fedpact.simulations.simulate import Simulation, run_simulation, simulate
+from support.persons import person_sections, write_persons
 from support.tiny_bert import write_data
 
 SITES = 3
@@ -284,3 +285,49 @@ def test_every_way_to_aggregate_runs_among_real_sites(run, tiny, tmp_path, choic
         if ".lora_A." in name and choice["method"] in ("fedsvd", "flexlora"):
             np.testing.assert_allclose(a @ a.T, np.eye(len(a)), atol=1e-5)
     assert view.status == "completed"
+
+
+def person_file(tiny, folder: Path, **sections: dict) -> Path:
+    write_persons(folder / "data.csv", records=180, persons=60)
+    document = person_sections(**sections)
+    return tiny.write_study(folder / "study.toml", **document)
+
+
+def test_a_promise_to_persons_is_kept_by_sites_that_share_none(tiny, run, tmp_path):
+    study_file = person_file(tiny, tmp_path, training={"rounds": 1})
+    result, view = run(study=study_file, partition="dirichlet:0.5")
+    assert (result.status, result.unit) == ("completed", "person (who)")
+    assert sum(one.persons for one in view.study.institutions) == 60
+    assert sum(one.records for one in view.study.institutions) == 180
+    dealt = federations.deal(
+        studies.load(study_file),
+        tmp_path / "data.csv",
+        "dirichlet:0.5",
+        SITES,
+        0,
+        tmp_path / "f",
+    )
+    homes = [set(dealt.records.persons[shard.indices]) for shard in dealt.shards]
+    assert sum(map(len, homes)) == len(set.union(*homes)) == 60
+    assert sorted(i for shard in dealt.shards for i in shard.indices) == list(range(180))
+
+
+def test_a_column_that_parts_a_person_is_refused(tiny, run, tmp_path):
+    study_file = person_file(tiny, tmp_path, training={"rounds": 1})
+    with pytest.raises(UsageError, match="one person at several sites"):
+        run(study=study_file, partition="column:text", sites=None)
+
+
+def test_the_coordinators_own_noise_follows_the_seed_and_is_stated_apart(tiny, run, tmp_path):
+    write_data(tmp_path / "data.csv", records=90)
+    study_file = tiny.write_study(
+        tmp_path / "study.toml",
+        training={"rounds": 1},
+        privacy={"mechanism": "none"},
+        aggregation={"clip_norm": 0.1, "noise_multiplier": 2.0},
+    )
+    one, again = (run(study=study_file)[0] for _ in range(2))
+    assert digest(one) == digest(again)
+    assert digest(one) != digest(run(study=study_file, seed=1)[0])
+    assert one.central.epsilon > 0
+    assert [site.epsilon for site in one.sites] == [None] * SITES

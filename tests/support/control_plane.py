@@ -1,5 +1,7 @@
 """A control plane for tests: real gRPC, real TLS, a real database; only SuperLink is a list."""
 
+import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -8,7 +10,10 @@ from pathlib import Path
 from typing import Self
 
 from sqlalchemy import Engine
+from starlette.applications import Starlette
 
+from fedpact.client.home import ClientHome
+from fedpact.client.join import join
 from fedpact.common import certificates
 from fedpact.common.errors import AddressError
 from fedpact.common.identity import Role, SigningKey, new_signing_key, public_bytes
@@ -22,6 +27,7 @@ from fedpact.server.callers import Callers
 from fedpact.server.doorkeeper import Doorkeeper
 from fedpact.server.home import ServerHome
 from fedpact.server.institutions import Keys
+from fedpact.server.listener import GatewayServer, bind
 from fedpact.server.service import Federation, Plane, Service
 from fedpact.server.tables import transaction
 
@@ -145,3 +151,21 @@ def control_plane(
 
 def new_node_key() -> bytes:
     return certificates.public_pem(certificates.new_key().public_key())
+
+
+def joined(
+    plane: ControlPlane, home: ClientHome, role: Role = Role.DATA_HOLDER, name: str = "A"
+) -> ClientHome:
+    """Join with `fedpact client join`'s own code, which looks at the gateway first."""
+    with bind("127.0.0.1", 0) as listener:
+        address = f"localhost:{listener.getsockname()[1]}"
+        chain, key = plane.home.server_certificate, plane.home.server_key
+        gateway = GatewayServer(Starlette(), chain, key)
+        thread = threading.Thread(target=lambda: asyncio.run(gateway.serve(sockets=[listener])))
+        thread.start()
+        try:
+            join(plane.invite(name, role, address), home)
+        finally:
+            gateway.should_exit = True
+            thread.join()
+    return home

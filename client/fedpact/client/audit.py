@@ -25,7 +25,6 @@ from torch import Tensor
 
 from fedpact.client.audit_bound import epsilon_bound
 from fedpact.client.dpsgd import PrivateStep
-from fedpact.client.randomness import Randomness, SecureRandom
 from fedpact.client.site import plan
 from fedpact.client.trainer import LocalTraining, Trained, Trainer
 from fedpact.client.workbench import Model, Workbench
@@ -35,6 +34,7 @@ from fedpact.common.adapter import FloatArray
 from fedpact.common.errors import DataError, StudyError, UsageError
 from fedpact.common.mechanism import SubsampledGaussian
 from fedpact.common.model import Precision
+from fedpact.common.randomness import Randomness, SecureRandom
 from fedpact.common.records import EncodedRecords, IntArray
 from fedpact.common.study import Study
 
@@ -149,7 +149,7 @@ def audit(
 
     Raises:
         DataError: there are no records.
-        StudyError: the study is not private, or the institution does not take part.
+        StudyError: the study is not private, its unit is not a record, or the institution does not take part.
         UsageError: the numbers do not fit each other, or the adapter.
         TrainingError: the training failed.
     """
@@ -162,6 +162,11 @@ def audit(
     mechanism = plan(study, institution)
     if mechanism is None:
         raise StudyError(f"{study.study.name} promises no ε that an audit could contradict.")
+    if study.privacy.unit != "record":
+        raise StudyError(
+            f"{study.study.name} promises to persons; canaries are single records.",
+            advice="Audit the same study with `unit` record: the training is the same code.",
+        )
     rng = rng or SecureRandom()
     model = workbench.model(study)
     drawn = Canaries.draw(canaries, model.trained.size, rng)
@@ -283,11 +288,11 @@ class _CanaryTrainer(Trainer):
     def _canary_step(self, *args: Any, **options: Any) -> PrivateStep:
         return _CanaryStep(self._add_canaries, *args, **options)
 
-    def _losses(
+    def losses(
         self, records: EncodedRecords, indices: IntArray, precision: Precision
     ) -> Tensor:
         self._micro = self._numbers[indices]
-        losses = super()._losses(records, indices, precision)
+        losses = super().losses(records, indices, precision)
         return losses * torch.from_numpy(self._micro < 0).to(losses)
 
     def _add_canaries(self) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fedpact.common.study import Study
 
 _GUESSED = 20  # one canary of so many, unless told
+_UNIT = "record"  # of every study that can be audited
 _MOST_RECORDS = 1000
 _NOTE = (
     "A shadow copy was attacked: nothing was sent and nothing spent. This result comes from "
@@ -119,9 +120,9 @@ def _records(
 ) -> "EncodedRecords":
     """The records of the shadow copy: the data set's, or a random part of a large one."""
     from fedpact.client.datasets import Datasets, find_dataset
-    from fedpact.client.randomness import SecureRandom
     from fedpact.client.record_cache import encode
     from fedpact.client.validation import split
+    from fedpact.common.randomness import SecureRandom
 
     datasets = Datasets(site.open_database())
     chosen = find_dataset(datasets, study) if dataset is None else datasets.get(dataset)
@@ -131,12 +132,10 @@ def _records(
 
 
 def _verdict(found: "Audit") -> str:
-    from fedpact.client.statement import UNIT
-
     sure = f"With {100 * found.confidence:.4g} % confidence"
     if found.contradicted:
         return (
-            f"{sure} the promise to one {UNIT} is broken: ε is above {found.bound:.4g}, and "
+            f"{sure} the promise to one {_UNIT} is broken: ε is above {found.bound:.4g}, and "
             f"{found.claimed:.4g} is claimed."
         )
     if found.ceiling <= found.claimed:
@@ -152,12 +151,10 @@ def _verdict(found: "Audit") -> str:
 
 
 def _print(found: "Audit", members: "Membership") -> None:
-    from fedpact.client.statement import NEIGHBOURS, UNIT
-
     table = Table("what", "value")
     table.add_row(
         "claimed ε",
-        f"{found.claimed:.4g} at δ = {found.delta:.3g}, for one {UNIT} ({NEIGHBOURS})",
+        f"{found.claimed:.4g} at δ = {found.delta:.3g}, for one {_UNIT} (add or remove one {_UNIT})",
     )
     table.add_row(
         "lower bound on ε", f"{found.bound:.4g}, with {100 * found.confidence:.4g} % confidence"
@@ -177,8 +174,6 @@ def _print(found: "Audit", members: "Membership") -> None:
 
 
 def _as_json(found: "Audit", members: "Membership", verdict: str) -> dict[str, object]:
-    from fedpact.client.statement import NEIGHBOURS, UNIT
-
     def measured(attack: "Separation | None") -> dict[str, float] | None:
         if attack is None:
             return None
@@ -187,8 +182,8 @@ def _as_json(found: "Audit", members: "Membership", verdict: str) -> dict[str, o
     return {
         "claimed_epsilon": found.claimed,
         "delta": found.delta,
-        "unit": UNIT,
-        "neighbours": NEIGHBOURS,
+        "unit": _UNIT,
+        "neighbours": f"add or remove one {_UNIT}",
         "lower_bound": found.bound,
         "confidence": found.confidence,
         "ceiling": found.ceiling,

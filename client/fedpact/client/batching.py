@@ -2,7 +2,8 @@
 
 A *logical batch* is what one optimiser step sees. Under DP it is drawn by Poisson sampling:
 every record is in it or not with probability q, on its own, which is what ε is computed for;
-its size varies and can be zero. Without DP it is a slice of a shuffled pass.
+its size varies and can be zero. Where the promise is to persons, persons are drawn like that,
+each with some of its records. Without DP it is a slice of a shuffled pass.
 
 A *micro-batch* is what goes through the model at once. The order within a logical batch
 changes nothing but the padding, so records are sorted by length before they are cut.
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fedpact.client.randomness import Randomness
+from fedpact.common.randomness import Randomness
 from fedpact.common.records import IntArray
 
 # What one more micro-batch costs besides its tokens (the launching of some 500 small
@@ -28,6 +29,32 @@ def poisson_batches(records: int, sample_rate: float, rng: Randomness) -> Iterat
     """
     while True:
         yield np.flatnonzero(rng.random(records) < sample_rate)
+
+
+def person_batches(
+    persons: IntArray, sample_rate: float, most: int, rng: Randomness
+) -> Iterator[IntArray]:
+    """Draw logical batches without end, each person in each with probability `sample_rate`.
+
+    Of a person with more than `most` records, as many are chosen at random, anew each time.
+
+    Args:
+        persons: whose each record is, numbers from 0 without a gap, shape [N].
+        sample_rate: q.
+        most: records of one person in a batch, at most.
+        rng: for persons and for their records.
+
+    Yields:
+        indices of records in rising order, shape [n]; n varies and can be 0.
+    """
+    count = int(persons.max(initial=-1)) + 1
+    while True:
+        drawn = rng.random(count) < sample_rate
+        records = np.flatnonzero(drawn[persons])
+        order = records[np.lexsort((rng.random(len(records)), persons[records]))]
+        owners = persons[order]
+        rank = np.arange(len(order)) - np.searchsorted(owners, owners)
+        yield np.sort(order[rank < most])
 
 
 def shuffled_batches(records: int, batch_size: int, rng: Randomness) -> Iterator[IntArray]:
@@ -52,39 +79,62 @@ def micro_batches(
     lengths: IntArray,
     max_tokens: int,
     overhead_tokens: int = _OVERHEAD_TOKENS,
+    persons: IntArray | None = None,
 ) -> list[IntArray]:
     """Cut a logical batch into the micro-batches that take the least time.
 
     Records are sorted by length; the cuts minimise padded tokens plus `overhead_tokens` for
-    each micro-batch, exactly, by dynamic programming over the sorted records.
+    each micro-batch, exactly, by dynamic programming over the sorted records. A person's
+    records are never cut apart: they are clipped together.
 
     Args:
         indices: the logical batch, shape [n], in any order.
         lengths: tokens of every record of the data set, shape [N].
-        max_tokens: the most tokens in a micro-batch, padding included. A record longer than
-            that is alone in its own.
+        max_tokens: the most tokens in a micro-batch, padding included. A record (or person)
+            with more than that is alone in its own.
         overhead_tokens: what a micro-batch costs besides its tokens, in tokens.
+        persons: whose every record is, shape [N]; None: each is alone.
 
     Returns:
         the indices of each micro-batch, longest records first.
     """
-    order = indices[np.lexsort((indices, -lengths[indices]))]
-    sorted_lengths = lengths[order]
-    cost = np.zeros(len(order) + 1)
-    cut = np.zeros(len(order) + 1, dtype=np.int64)
+    order, bounds, longest = _pieces(indices, lengths, persons)
+    cost = np.zeros(len(bounds))
+    cut = np.zeros(len(bounds), dtype=np.int64)
     first = 0
-    for end in range(1, len(order) + 1):
-        # The longest record, which sets the padded length, is the first one.
-        while first < end - 1 and (end - first) * sorted_lengths[first] > max_tokens:
+    for end in range(1, len(bounds)):
+        # The longest record, which sets the padded length, is in the first piece.
+        while first < end - 1 and (bounds[end] - bounds[first]) * longest[first] > max_tokens:
             first += 1
         starts = np.arange(first, end)
-        costs = cost[starts] + (end - starts) * sorted_lengths[starts] + overhead_tokens
+        padded = (bounds[end] - bounds[starts]) * longest[starts]
+        costs = cost[starts] + padded + overhead_tokens
         best = int(np.argmin(costs))
         cost[end], cut[end] = costs[best], starts[best]
     batches = []
-    end = len(order)
+    end = len(bounds) - 1
     while end:
         start = int(cut[end])
-        batches.append(order[start:end])
+        batches.append(order[bounds[start] : bounds[end]])
         end = start
     return batches[::-1]
+
+
+def _pieces(
+    indices: IntArray, lengths: IntArray, persons: IntArray | None
+) -> tuple[IntArray, IntArray, IntArray]:
+    """A logical batch as pieces that stay whole, the one with the longest record first.
+
+    Returns:
+        indices in their order, shape [n]; where each piece begins, and the end, shape
+        [pieces + 1]; each piece's longest record, shape [pieces].
+    """
+    if persons is None:
+        order = indices[np.lexsort((indices, -lengths[indices]))]
+        return order, np.arange(len(order) + 1), lengths[order]
+    _, owner, counts = np.unique(persons[indices], return_inverse=True, return_counts=True)
+    longest = np.zeros(len(counts), dtype=np.int64)
+    np.maximum.at(longest, owner, lengths[indices])
+    first = np.argsort(-longest, kind="stable")
+    order = indices[np.lexsort((indices, np.argsort(first)[owner]))]
+    return order, np.concatenate(([0], np.cumsum(counts[first]))), longest[first]

@@ -133,11 +133,13 @@ def ledger(
     if format_ == "json":
         _print_json(statement.as_json(entries))
         return
-    table = Table("data set", "study", "run", "rounds", "ε spent", "at δ", "ε remaining")
+    table = Table(
+        *("data set", "study", "run", "rounds", "ε spent", "at δ", "for one", "ε remaining")
+    )
     for entry in entries:
         for line in entry.runs:
             rounds = f"{line.rounds}" + (f" ({line.unsettled} open)" if line.unsettled else "")
-            spent = (f"{line.epsilon:.4g}", f"{line.delta:.3g}", "")
+            spent = (f"{line.epsilon:.4g}", f"{line.delta:.3g}", entry.unit, "")
             table.add_row(entry.dataset, line.study, line.run, rounds, *spent)
         table.add_row(
             _with_population(entry.dataset, entry.population),
@@ -146,14 +148,16 @@ def ledger(
             str(sum(line.rounds for line in entry.runs)),
             f"{entry.epsilon:.4g}",
             f"{entry.delta:.3g}",
+            entry.unit,
             f"{entry.remaining:.4g} of {entry.cap:.4g}",
             style="bold",
             end_section=True,
         )
     console.print(table)
+    units = " or ".join(sorted({entry.unit for entry in entries})) or "record"
     console.print(
-        f"ε protects one {statement.UNIT}: neighbouring data sets {statement.NEIGHBOURS}. "
-        "Rounds that are open count in full."
+        f"ε protects one {units}: neighbouring data sets add or remove one. Rounds that are "
+        "open count in full."
     )
     for entry in entries if plot else ():
         with notices.status(f"Composing what {entry.dataset} had spent over time"):

@@ -7,7 +7,8 @@ Rules, each of which has a test:
    Both are refused.
 2. The optimiser holds what requires a gradient, all of it and nothing else.
 3. Each record's gradient, over all those parameters together, is clipped to `max_grad_norm`;
-   what is not finite in it counts as zero.
+   what is not finite in it counts as zero. Where the promise is to persons, it is the mean of
+   a person's gradients that is clipped: one person moves the sum by no more than that.
 4. Noise is added once for each logical batch, not for each micro-batch.
 5. The noised sum is divided by the *expected* batch size, which is public, never by the
    drawn one.
@@ -27,15 +28,15 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fedpact.client.randomness import Randomness, SecureRandom
 from fedpact.common.errors import TrainingError
+from fedpact.common.randomness import Randomness, SecureRandom
 
 
 class Step(Protocol):
     """One optimiser step over a logical batch that comes in micro-batches."""
 
-    def add(self, losses: Tensor) -> None:
-        """Take in a micro-batch: the loss of each of its records, shape [n]."""
+    def add(self, losses: Tensor, persons: Tensor | None = None) -> None:
+        """Take in a micro-batch: the loss of each of its records, and whose it is, shape [n]."""
         ...
 
     def apply(self) -> None:
@@ -56,8 +57,9 @@ class PlainStep:
         self._optimizer.zero_grad()  # what a step that was given up may have left
         self._records = 0
 
-    def add(self, losses: Tensor) -> None:
+    def add(self, losses: Tensor, persons: Tensor | None = None) -> None:
         """Take in a micro-batch: the loss of each of its records, shape [n]."""
+        del persons  # nothing is clipped
         losses.sum().backward()  # type: ignore[no-untyped-call]
         self._records += len(losses)
 
@@ -123,11 +125,16 @@ class PrivateStep:
     ) -> None:
         self.close()
 
-    def add(self, losses: Tensor) -> None:
+    def add(self, losses: Tensor, persons: Tensor | None = None) -> None:
         """Take in a micro-batch: the loss of each of its records, shape [n].
 
         The forward pass must come after this object was made, and each loss must depend on
         one record alone.
+
+        Args:
+            losses: shape [n].
+            persons: whose each record is, shape [n]: equal numbers are clipped together, so
+                all of a person's records must be here. None: each is clipped alone.
 
         Raises:
             TrainingError: the model is not in training mode, its parameters were replaced,
@@ -149,7 +156,9 @@ class PrivateStep:
                 )
             # An adapter can be made so that one record alone overflows, and clipping leaves
             # what is not a number as it is: the whole update would then tell of that record.
-            recorded.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+            samples = recorded if persons is None else _mean_by_person(recorded, persons)
+            samples.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+            parameter.grad_sample = samples  # type: ignore[attr-defined]
         self._step(skip=True)
 
     def apply(self) -> None:
@@ -228,6 +237,18 @@ class RecordHooks(GradSampleHooks):  # type: ignore[misc]  # opacus has no types
         **GradSampleHooks.GRAD_SAMPLERS,
         nn.Linear: _linear_in_float32,
     }
+
+
+def _mean_by_person(samples: Tensor, persons: Tensor) -> Tensor:
+    """Each person's mean gradient, shape [persons, *shape], from each record's, [n, *shape].
+
+    The mean, not the sum: how strongly a person is clipped does not follow from how many
+    records the person has.
+    """
+    _, owner, counts = torch.unique(persons, return_inverse=True, return_counts=True)
+    shares = samples / counts[owner].to(samples).view(-1, *[1] * (samples.dim() - 1))
+    sums = samples.new_zeros((len(counts), *samples.shape[1:]))
+    return sums.index_add_(0, owner, shares)
 
 
 def _is_trainable(module: nn.Module) -> bool:

@@ -15,8 +15,10 @@ Rules, held in this order:
    Data sets that ever had one of the three in common share one budget, for ever.
 6. All that a round computes on records is reserved at once: training, and the metrics that
    the study pays for. They are composed as if every record were in both.
+7. One budget is in one unit, records or persons: an ε for one cannot be added to an ε for the
+   other, so the unit of the first reservation is that of all.
 
-ε is for adding or removing one record. A study without DP costs ∞ from its first round on.
+ε is for adding or removing one such unit. A study without DP costs ∞ from its first round on.
 """
 
 import math
@@ -49,6 +51,7 @@ class Reservation:
         metrics: the release of private metrics, which counts in full; None: there is none.
         settled_steps: the steps that ran; None while it is not settled.
         counted_steps: the steps that count: those that ran, or all that were reserved.
+        unit: whom its ε protects, as `Study.unit` has it.
     """
 
     id: int
@@ -63,6 +66,7 @@ class Reservation:
     settled_at: datetime | None
     settled_steps: int | None
     counted_steps: int
+    unit: str
     metrics: GaussianRelease | None = None
 
     @property
@@ -131,6 +135,7 @@ class Ledger:
                 raise AlreadyReservedError(_reservation(*earlier))
             if mechanism is not None:
                 shared = _shares_budget(session, dataset)
+                _check_unit(session, shared, dataset, study)
                 of_run = and_(shared, ReservationRow.run == run)
                 of_study = and_(shared, ReservationRow.study_digest == study.digest)
                 limits = (
@@ -147,6 +152,7 @@ class Ledger:
                 "run": run,
                 "round": round_number,
                 "delta": study.privacy.target_delta,
+                "unit": study.unit,
                 "reserved_at": datetime.now(UTC),
             }
             rows = [
@@ -302,6 +308,21 @@ def _check_budget(
             )
 
 
+def _check_unit(
+    session: Session, shared: ColumnElement[bool], dataset: str, study: Study
+) -> None:
+    """Rule 7."""
+    private = and_(shared, ReservationRow.noise_multiplier > 0)
+    others = select(ReservationRow.unit).where(private, ReservationRow.unit != study.unit)
+    if (other := session.scalar(others.limit(1))) is not None:
+        raise BudgetError(
+            f"The ledger of the data set {dataset} counts each {other}, the study each "
+            f"{study.unit}: one ε cannot be added to the other.",
+            advice="Agree on a study with the unit that the ledger has.",
+            told=f"The data set's privacy is not counted for each {study.unit} here.",
+        )
+
+
 def _content(session: Session, dataset: str) -> str:
     sha256 = session.scalar(select(DatasetRow.sha256).where(DatasetRow.name == dataset))
     if sha256 is None:
@@ -382,6 +403,7 @@ def _written(row: ReservationRow) -> dict[str, str | int | float]:
         "dataset": row.dataset,
         "study_digest": row.study_digest,
         "kind": row.kind,
+        "unit": row.unit,
         "run": row.run,
         "round": row.round,
         "noise_multiplier": row.noise_multiplier,
@@ -411,5 +433,6 @@ def _reservation(row: ReservationRow, metrics: ReservationRow | None = None) -> 
         settled_at=row.settled_at,
         settled_steps=row.settled_steps,
         counted_steps=row.steps if row.settled_steps is None else row.settled_steps,
+        unit=row.unit,
         metrics=release,
     )

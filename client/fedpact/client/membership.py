@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
-from fedpact.client.randomness import Randomness, SecureRandom
 from fedpact.client.site import plan
 from fedpact.client.trainer import LocalTraining
 from fedpact.client.workbench import Workbench
 from fedpact.common import evaluation, tasks
 from fedpact.common import model as models
 from fedpact.common.errors import DataError, UsageError
+from fedpact.common.randomness import Randomness, SecureRandom
 from fedpact.common.records import EncodedRecords
 from fedpact.common.study import Study
 

@@ -85,8 +85,8 @@ class _Spending(Collector):
         """What each data set has spent of its cap."""
         spent = GaugeMetricFamily(
             "fedpact_client_epsilon_spent",
-            "ε that a data set has spent, at its smallest δ; the privacy unit is one record.",
-            labels=["dataset"],
+            "ε that a data set has spent, at its smallest δ, for adding or removing one unit.",
+            labels=["dataset", "unit"],
         )
         cap = GaugeMetricFamily(
             "fedpact_client_epsilon_cap",
@@ -99,7 +99,7 @@ class _Spending(Collector):
             log.warning("a scrape is not whole: %s", error)
             return
         for statement in statements:
-            spent.add_metric([statement.dataset], statement.epsilon)
+            spent.add_metric([statement.dataset, statement.unit], statement.epsilon)
             cap.add_metric([statement.dataset], statement.cap)
         yield spent
         yield cap

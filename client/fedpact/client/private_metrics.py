@@ -14,10 +14,10 @@ from typing import Final
 
 import numpy as np
 
-from fedpact.client.randomness import Randomness
 from fedpact.common import wire
 from fedpact.common.evaluation import Scores
 from fedpact.common.mechanism import GaussianRelease
+from fedpact.common.randomness import Randomness
 from fedpact.common.study import Study
 
 # L2 norm of what one record adds.

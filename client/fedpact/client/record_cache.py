@@ -21,12 +21,12 @@ from fedpact.client.datasets import Dataset, load_rows, require_unchanged
 from fedpact.client.home import ClientHome, write_private
 from fedpact.common import tasks
 from fedpact.common.errors import StorageError
-from fedpact.common.records import EncodedRecords
+from fedpact.common.records import EncodedRecords, IntArray
 from fedpact.common.study import Study
 
 log = logging.getLogger(__name__)
 
-_LAYOUT = 1
+_LAYOUT = 2
 _DIGEST = b"fedpact_sha256"
 
 
@@ -90,8 +90,9 @@ def _key(dataset: Dataset, study: Study, tokenizer: Any) -> str:
 
 def _digest(records: EncodedRecords) -> bytes:
     content = hashlib.sha256()
-    for array in (records.ids, records.offsets, records.labels):
-        content.update(np.ascontiguousarray(array).data)
+    for array in (records.ids, records.offsets, records.labels, records.persons):
+        if array is not None:
+            content.update(np.ascontiguousarray(array).data)
     return content.hexdigest().encode()
 
 
@@ -99,7 +100,10 @@ def _to_bytes(records: EncodedRecords) -> bytes:
     import pyarrow as pa
 
     ids = pa.LargeListArray.from_arrays(pa.array(records.offsets), pa.array(records.ids))
-    table = pa.table({"ids": ids, "labels": pa.array(records.labels)})
+    columns = {"ids": ids, "labels": pa.array(records.labels)}
+    if records.persons is not None:
+        columns["persons"] = pa.array(records.persons)
+    table = pa.table(columns)
     table = table.replace_schema_metadata({_DIGEST: _digest(records)})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
@@ -124,7 +128,7 @@ def _read(path: Path, *_identity: int) -> EncodedRecords | None:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all().combine_chunks()
         ids, labels = table.column("ids").chunk(0), table.column("labels").chunk(0)
         records = EncodedRecords(
-            ids.values.to_numpy(), ids.offsets.to_numpy(), labels.to_numpy()
+            ids.values.to_numpy(), ids.offsets.to_numpy(), labels.to_numpy(), _persons(table)
         )
         damaged = table.schema.metadata.get(_DIGEST) != _digest(records)
     except (
@@ -141,3 +145,10 @@ def _read(path: Path, *_identity: int) -> EncodedRecords | None:
         log.warning("the cached records %s are damaged: they are made anew", path.name)
         return None
     return records
+
+
+def _persons(table: Any) -> IntArray | None:
+    if "persons" not in table.column_names:
+        return None
+    numbers: IntArray = table.column("persons").chunk(0).to_numpy()
+    return numbers

@@ -3,7 +3,8 @@
 (1) The message is whole. (2) The study is the one that its digest names, the site takes part in
 it, and this institution has signed exactly it; a run is of one study, and its rounds go forward.
 (3) A request that was answered before gets the same bytes again. (4) The site's own policy allows
-it, at this hour. (5) The data set and the base model are at hand, and the adapter fits.
+it, at this hour. (5) The data set and the base model are at hand, the adapter fits, and training
+stands its self-test.
 (6) The ledger reserves what the round costs, durably. (7) Private metrics, then training.
 (8) The ledger settles. (9) The gate checks, writes down and releases.
 
@@ -124,6 +125,7 @@ class Site:
         check_hours(policy, self.now())
         mechanism, release = plan(study, self.name), plan_metrics(study)
         trained = self.workbench.fit(study, weights, request.round)
+        self.workbench.self_test(study, self.name, request.run, request.round, mechanism)
         split = self.records(study, dataset)
         raw = study.evaluation.site_metrics == "raw" and policy.allow_site_metrics
         metrics = self.workbench.measure(study, weights, split.validation) if raw else None

@@ -10,9 +10,6 @@ from fedpact.client.home import ClientHome
 from fedpact.client.ledger import Ledger, Reservation
 from fedpact.client.policy import Policy
 
-UNIT = "record"
-NEIGHBOURS = "add or remove one record"
-
 
 @dataclass(frozen=True)
 class RunLine:
@@ -44,6 +41,7 @@ class Statement:
         epsilon: over all runs together, at `delta`.
         delta: the smallest of any run's, which is the strictest; the policy's if none ran.
         cap: ε that it may spend over its lifetime.
+        unit: whom every ε protects: adding or removing one of these. A record, if none ran.
     """
 
     dataset: str
@@ -52,6 +50,7 @@ class Statement:
     epsilon: float
     delta: float
     cap: float
+    unit: str
 
     @property
     def remaining(self) -> float:
@@ -66,9 +65,11 @@ def statement(ledger: Ledger, dataset: Dataset, policy: Policy) -> Statement:
         StorageError: the ledger cannot be read.
     """
     runs: dict[tuple[str, str], list[Reservation]] = {}
-    for entry in ledger.history(dataset.name):
+    entries = ledger.history(dataset.name)
+    for entry in entries:
         runs.setdefault((entry.run, entry.study_digest), []).append(entry)
-    lines = tuple(_line(ledger, dataset, entries) for entries in runs.values())
+    lines = tuple(_line(ledger, dataset, of_run) for of_run in runs.values())
+    unit = next((entry.unit for entry in entries if entry.mechanism), "record")
     delta = min((line.delta for line in lines), default=policy.max_delta)
     return Statement(
         dataset.name,
@@ -77,6 +78,7 @@ def statement(ledger: Ledger, dataset: Dataset, policy: Policy) -> Statement:
         ledger.spent(dataset.name, delta),
         delta,
         policy.max_epsilon,
+        unit,
     )
 
 
@@ -98,11 +100,11 @@ def statements(home: ClientHome) -> list[Statement]:
 def as_json(statements: Sequence[Statement]) -> dict[str, object]:
     """For programs; an infinite ε is null."""
     return {
-        "unit": UNIT,
-        "neighbours": NEIGHBOURS,
         "datasets": [
             {
                 "name": statement.dataset,
+                "unit": statement.unit,
+                "neighbours": f"add or remove one {statement.unit}",
                 "population": statement.population,
                 "epsilon": _number(statement.epsilon),
                 "delta": statement.delta,

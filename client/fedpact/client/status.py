@@ -50,6 +50,7 @@ def standing(home: ClientHome) -> dict[str, Any]:
                 "epsilon": None if math.isinf(s.epsilon) else s.epsilon,
                 "delta": s.delta,
                 "cap": s.cap,
+                "unit": s.unit,
             }
             for s in statements(home)
         ],

@@ -10,7 +10,7 @@ from fedpact.client.ledger import Ledger
 from fedpact.client.policy import Policy
 from fedpact.common import agreement
 from fedpact.common.errors import DataError, ModelError, PolicyError, StudyError
-from fedpact.common.study import Study
+from fedpact.common.study import Institution, Study
 
 _FLOAT_BYTES = 4
 _SAID = {
@@ -78,7 +78,7 @@ def summary(home: ClientHome, shown: Shown, institution: str, role: str) -> dict
     lines |= {
         "until": f"{study.governance.until or 'no last day'}",
         "takes part": "; ".join(
-            f"{i.name} ({i.sector}, {i.records} records)" for i in study.institutions
+            f"{i.name} ({i.sector}, {_size(i)})" for i in study.institutions
         ),
         "release": f"to those who take part{_others(study)}",
         "state": shown.heard.state + _missing(shown),
@@ -109,6 +109,11 @@ def _leaves(study: Study) -> str:
         "raw": "also loss and accuracy on the site's own records, NOT PRIVATE",
     }[study.evaluation.site_metrics]
     return f"{rounds} times the change of {_tensors(study)}; {metrics}"
+
+
+def _size(institution: Institution) -> str:
+    persons = f" of {institution.persons} persons" if institution.persons else ""
+    return f"{institution.records} records{persons}"
 
 
 def _tensors(study: Study) -> str:
@@ -151,7 +156,7 @@ def _privacy(study: Study) -> str:
         return "NONE: what leaves can give away records"
     return (
         f"ε ≤ {study.privacy.target_epsilon:g} at δ = {study.privacy.target_delta:g} for the "
-        f"whole run: neighbouring data sets {statement.NEIGHBOURS}"
+        f"whole run: neighbouring data sets add or remove one {study.unit}"
     )
 
 
@@ -167,7 +172,7 @@ def _data(home: ClientHome, study: Study) -> str:
 
 def _budget(ledger: Ledger, dataset: Dataset, rules: Policy) -> str:
     spent = statement.statement(ledger, dataset, rules)
-    return f"; ε = {spent.remaining:.4g} of {spent.cap:.4g} remains of its budget"
+    return f"; ε = {spent.remaining:.4g} of {spent.cap:.4g} remains of its budget (for one {spent.unit})"
 
 
 def _others(study: Study) -> str:

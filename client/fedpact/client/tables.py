@@ -89,7 +89,7 @@ class ReservationRow(Base):
     `kind` is training, or metrics: a plain Gaussian release, with a sampling rate of 1.
     `sha256` is the content of the data set when it was reserved: the name may later stand for
     other content, and the content for another name. `noise_multiplier` is 0 where a study ran
-    without DP.
+    without DP. `unit` is whom its ε protects, as `Study.unit` has it.
     """
 
     __tablename__ = "reservations"
@@ -112,6 +112,7 @@ class ReservationRow(Base):
     settled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     settled_steps: Mapped[int | None] = mapped_column(Integer)
     kind: Mapped[str] = mapped_column(String(16), server_default="training")
+    unit: Mapped[str] = mapped_column(String(520), server_default="record")
 
 
 class DepartureRow(Base):

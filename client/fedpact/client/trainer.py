@@ -11,19 +11,25 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from fedpact.client.batching import micro_batches, poisson_batches, shuffled_batches
+from fedpact.client.batching import (
+    micro_batches,
+    person_batches,
+    poisson_batches,
+    shuffled_batches,
+)
 from fedpact.client.dpsgd import PlainStep, PrivateStep, Step
-from fedpact.client.randomness import Randomness, SecureRandom
 from fedpact.common import evaluation
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import DataError, TrainingError
 from fedpact.common.evaluation import Metrics, Scores
 from fedpact.common.mechanism import SubsampledGaussian
 from fedpact.common.model import Precision, get_adapter, precision_on, set_adapter
+from fedpact.common.randomness import Randomness, SecureRandom
 from fedpact.common.records import EncodedRecords, IntArray
 from fedpact.common.study import Study
 from fedpact.common.tasks import Task
@@ -35,15 +41,19 @@ class LocalTraining:
 
     Attributes:
         steps: optimiser steps.
-        batch_size: records in a logical batch; under DP the expected number, by which sums
-            are divided: from the declared size of the data set, not from a count.
+        batch_size: records (or persons, where the promise is to them) in a logical batch;
+            under DP the expected number, by which sums are divided: from the declared size of
+            the data set, not from a count.
         learning_rate: of the optimiser.
         optimizer: `sgd` or `adamw`.
         weight_decay: decoupled weight decay.
-        max_grad_norm: L2 norm to which each record's gradient is clipped, under DP.
+        max_grad_norm: L2 norm to which each record's (or person's) gradient is clipped,
+            under DP.
         mechanism: noise and sampling rate under DP, for these steps; None is not private.
         precision: of the forward and backward pass; parameters stay float32.
         max_tokens: the most tokens, padding included, in a micro-batch.
+        max_records_per_person: records of one person in a step, at most, where the promise is
+            to persons; None: it is to records.
     """
 
     steps: int
@@ -55,6 +65,7 @@ class LocalTraining:
     mechanism: SubsampledGaussian | None = None
     precision: Precision = "fp32"
     max_tokens: int = 4096
+    max_records_per_person: int | None = None
 
     def __post_init__(self) -> None:
         if self.mechanism is not None and self.mechanism.steps != self.steps:
@@ -91,6 +102,7 @@ class LocalTraining:
             max_grad_norm=study.privacy.max_grad_norm,
             mechanism=mechanism,
             precision=precision_on(device, training.precision),
+            max_records_per_person=study.privacy.max_records_per_person,
         )
 
 
@@ -160,7 +172,7 @@ class Trainer:
 
         Raises:
             ModelError: `received` does not fit the model.
-            DataError: there are no records.
+            DataError: there are no records, or it is not known whose they are.
             TrainingError: training changed nothing, gave a value that is not finite, or
                 there was not enough memory.
         """
@@ -169,11 +181,12 @@ class Trainer:
         rng = rng or SecureRandom()
         set_adapter(self._model, received)
         self._model.train()
-        steps, lengths = 0, records.lengths
+        steps, lengths, persons = 0, records.lengths, _persons(records, how)
         with memory_errors(), self._step_for(how, rng) as step:
-            for batch in islice(_batches(len(records), how, rng), how.steps):
-                for micro in micro_batches(batch, lengths, how.max_tokens):
-                    step.add(self._losses(records, micro, how.precision))
+            for batch in islice(logical_batches(len(records), persons, how, rng), how.steps):
+                for micro in micro_batches(batch, lengths, how.max_tokens, persons=persons):
+                    owners = None if persons is None else self._tensor(persons[micro])
+                    step.add(self.losses(records, micro, how.precision), owners)
                 step.apply()
                 steps += 1
         ran = how.mechanism and replace(how.mechanism, steps=steps)
@@ -223,13 +236,17 @@ class Trainer:
             rng=rng,
         )
 
-    def _losses(
+    def losses(
         self, records: EncodedRecords, indices: IntArray, precision: Precision
     ) -> Tensor:
+        """The loss of each of some records as the model stands, shape [n]."""
         batch = records.collate(indices, pad_id=self._pad_id, device=self._device)
         with self._arithmetic(precision):
             losses, _ = self._task.loss(self._model, batch)
         return losses
+
+    def _tensor(self, values: IntArray) -> Tensor:
+        return torch.from_numpy(values).to(self._device)
 
     def _arithmetic(self, precision: Precision) -> torch.autocast:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=precision == "bf16")
@@ -264,10 +281,32 @@ def memory_errors() -> Iterator[None]:
         ) from error
 
 
-def _batches(records: int, how: LocalTraining, rng: Randomness) -> Iterator[IntArray]:
+def logical_batches(
+    records: int, persons: IntArray | None, how: LocalTraining, rng: Randomness
+) -> Iterator[IntArray]:
+    """Draw what each step sees, without end.
+
+    Args:
+        records: how many there are.
+        persons: whose each is, from 0 without a gap, where the promise is to persons.
+        how: what a round does.
+        rng: for the sampling.
+    """
     if how.mechanism is None:
         return shuffled_batches(records, how.batch_size, rng)
+    if persons is not None and how.max_records_per_person is not None:
+        most = how.max_records_per_person
+        return person_batches(persons, how.mechanism.sample_rate, most, rng)
     return poisson_batches(records, how.mechanism.sample_rate, rng)
+
+
+def _persons(records: EncodedRecords, how: LocalTraining) -> IntArray | None:
+    """Whose each record is, from 0 without a gap; None where the promise is to records."""
+    if how.max_records_per_person is None:
+        return None
+    if records.persons is None:
+        raise DataError("It is not known whose the records are.")
+    return np.unique(records.persons, return_inverse=True)[1]
 
 
 def _optimizer(model: nn.Module, how: LocalTraining) -> Optimizer:

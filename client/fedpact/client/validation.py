@@ -2,7 +2,8 @@
 
 Whether a record is set aside follows from its own tokens alone, so it is the same in every
 round and run, a record is never trained on and measured on, equal texts fall on one side,
-and adding or removing a record moves no other: the promise stays one about one record.
+and adding or removing a record moves no other: the promise stays one about one record. Where
+the promise is to persons, it follows from whose the record is: a person is on one side whole.
 """
 
 import hashlib
@@ -37,7 +38,11 @@ def split(study: Study, records: EncodedRecords) -> Split:
 
 
 def _draw(records: EncodedRecords, index: int) -> float:
-    """A number in [0, 1) that follows from a record's tokens."""
-    tokens = records.ids[records.offsets[index] : records.offsets[index + 1]].astype("<i4")
-    digest = hashlib.blake2b(tokens.tobytes(), digest_size=8, salt=_SALT).digest()
+    """A number in [0, 1) that follows from a record's person, or else from its tokens."""
+    if records.persons is not None:
+        content = records.persons[index].astype("<i8").tobytes()
+    else:
+        first, last = records.offsets[index : index + 2]
+        content = records.ids[first:last].astype("<i4").tobytes()
+    digest = hashlib.blake2b(content, digest_size=8, salt=_SALT).digest()
     return int.from_bytes(digest, "big") / 2**64

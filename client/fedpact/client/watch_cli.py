@@ -152,7 +152,10 @@ def _table(found: dict[str, Any]) -> Table:
             case "datasets", list():
                 for d in value:
                     spent = "∞" if d["epsilon"] is None else f"{d['epsilon']:.4g}"
-                    cell = f"ε = {spent} of {d['cap']:g} spent, at δ = {d['delta']:.3g}"
+                    cell = (
+                        f"ε = {spent} of {d['cap']:g} spent, at δ = {d['delta']:.3g}, "
+                        f"for one {d['unit']}"
+                    )
                     table.add_row(d["name"], cell)
             case _, dict():
                 table.add_row(key, ", ".join(f"{v} {k}" for k, v in value.items()))

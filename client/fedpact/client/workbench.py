@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from fedpact.client import private_metrics
-from fedpact.client.randomness import Randomness, SecureRandom
+from fedpact.client.selftest import self_test
 from fedpact.client.trainer import LocalTraining, Trained, Trainer, memory_errors
 from fedpact.common import model as models
 from fedpact.common import tasks, wire
 from fedpact.common.adapter import Manifest, Weights
 from fedpact.common.errors import DataError, ModelError
 from fedpact.common.mechanism import GaussianRelease, SubsampledGaussian
+from fedpact.common.randomness import Randomness, SecureRandom
 from fedpact.common.records import EncodedRecords
 from fedpact.common.study import Study
 
@@ -54,6 +55,7 @@ class Workbench:
         self._device = device or models.choose_device()
         self._rng = rng
         self._model: Model | None = None
+        self._tested: set[tuple[str, LocalTraining, tuple[str, ...]]] = set()
 
     def model(self, study: Study) -> Model:
         """The study's model: the resident one, or a new one in its place.
@@ -64,6 +66,7 @@ class Workbench:
         """
         if self._model is None or self._model.digest != study.digest:
             self._model = None  # its memory is free before the next is loaded
+            self._tested.clear()
             tokenizer = models.load_tokenizer(study)
             with memory_errors():
                 built = models.build(study, self._device)
@@ -97,6 +100,32 @@ class Workbench:
             raise ModelError(misfit, told=misfit)
         models.set_trained(model.module, study, number)
         return model.trained
+
+    def self_test(
+        self,
+        study: Study,
+        institution: str,
+        run: str,
+        number: int,
+        mechanism: SubsampledGaussian | None,
+    ) -> None:
+        """Test once in a run that training does what the study promises, in the round made ready.
+
+        Where rounds train other tensors than the first did, these are tested too. Sites that share this workbench and would do the same are tested once together.
+
+        Raises:
+            TrainingError: it does not.
+        """
+        model = self.model(study)
+        how = LocalTraining.from_study(study, institution, mechanism, model.device)
+        test = (run, how, model.trained.names)
+        if test in self._tested:
+            return
+        with memory_errors():
+            self_test(
+                study, institution, number, model.module, model.trainer, model.tokenizer, how
+            )
+        self._tested.add(test)
 
     def train(
         self,

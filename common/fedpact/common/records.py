@@ -1,5 +1,6 @@
 """Records as a model reads them: token ids end to end, so that they can be memory-mapped."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 IntArray = npt.NDArray[np.int64]
+_SALT = b"fedpact person"
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,14 +22,22 @@ class EncodedRecords:
         ids: token ids of all records end to end, int32, shape [T].
         offsets: where each record starts, and the end, int64, shape [N + 1].
         labels: label numbers, int64, shape [N].
+        persons: whose each record is, as `person_numbers` has it, int64, shape [N]; None
+            where nobody asked.
     """
 
     ids: npt.NDArray[np.int32]
     offsets: IntArray
     labels: IntArray
+    persons: IntArray | None = None
 
     @classmethod
-    def from_lists(cls, ids: Sequence[Sequence[int]], labels: Sequence[int]) -> Self:
+    def from_lists(
+        cls,
+        ids: Sequence[Sequence[int]],
+        labels: Sequence[int],
+        persons: IntArray | None = None,
+    ) -> Self:
         """Lay records end to end."""
         lengths = np.fromiter((len(record) for record in ids), dtype=np.int64, count=len(ids))
         flat = [token for record in ids for token in record]
@@ -35,6 +45,7 @@ class EncodedRecords:
             np.asarray(flat, dtype=np.int32),
             np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
             np.asarray(labels, dtype=np.int64),
+            persons,
         )
 
     def __len__(self) -> int:
@@ -53,6 +64,7 @@ class EncodedRecords:
             np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int32),
             np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
             self.labels[indices],
+            None if self.persons is None else self.persons[indices],
         )
 
     def collate(
@@ -72,3 +84,16 @@ class EncodedRecords:
             mask[row, : len(record)] = 1
         batch = {"input_ids": ids, "attention_mask": mask, "labels": self.labels[indices]}
         return {name: torch.from_numpy(value).to(device) for name, value in batch.items()}
+
+
+def person_numbers(names: Sequence[str]) -> IntArray:
+    """A number for each person, the same wherever the name stands, int64, shape [N].
+
+    64 bits of a hash: it does not follow from who else is there, so that taking one person out
+    changes nobody's number. Two names that fall together are treated as one person.
+    """
+    digests = (
+        hashlib.blake2b(name.strip().encode(), digest_size=8, salt=_SALT).digest()
+        for name in names
+    )
+    return np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64)

@@ -99,6 +99,12 @@ class Task(_Section):
     )
     text_column: Word = Field(default="text", description="The column that holds the text.")
     label_column: Word = Field(default="label", description="The column that holds the label.")
+    person_column: Word | None = Field(
+        default=None,
+        min_length=1,
+        description="The column that says whose a record is, where `privacy.unit` is person. Its "
+        "values never leave the site.",
+    )
 
     @model_validator(mode="after")
     def _distinct_labels(self) -> Self:
@@ -153,8 +159,8 @@ class Training(_Section):
         default=256,
         ge=1,
         le=1_000_000_000,
-        description="Records in a logical batch: the expected number under Poisson sampling; at "
-        "most all of an institution's records.",
+        description="Records in a logical batch (persons, where `privacy.unit` is person): the "
+        "expected number under Poisson sampling; at most all that an institution has.",
     )
     learning_rate: float = Field(default=1e-3, gt=0, description="Learning rate at the site.")
     optimizer: Literal["sgd", "adamw"] = Field(
@@ -179,7 +185,7 @@ class Training(_Section):
 
 
 class Privacy(_Section):
-    """`[privacy]`: the promise to each record, in the words of Opacus."""
+    """`[privacy]`: the promise to each record or person, in the words of Opacus."""
 
     mechanism: Literal["dp-sgd", "none"] = Field(
         default="dp-sgd", description="How updates are made private; none means not at all."
@@ -189,11 +195,21 @@ class Privacy(_Section):
     )
     target_delta: float = Field(default=1e-5, gt=0, lt=1, description="δ of that promise.")
     max_grad_norm: float = Field(
-        default=1.0, gt=0, description="L2 norm to which each record's gradient is clipped."
+        default=1.0,
+        gt=0,
+        description="L2 norm to which the gradient of each record (or person) is clipped.",
     )
-    unit: Literal["record"] = Field(
+    unit: Literal["record", "person"] = Field(
         default="record",
-        description="Whom the promise covers: adding or removing one record of this kind.",
+        description="Whom the promise covers: adding or removing one record, or one person with "
+        "all records.",
+    )
+    max_records_per_person: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Records of one person in a step, at most, chosen at random each time; needed "
+        "where `unit` is person. Their mean gradient is clipped.",
     )
 
 
@@ -248,6 +264,26 @@ class Aggregation(_Section):
         description="L2 norm to which norm-bounding cuts updates, and centred-clipping their "
         "distance from the centre.",
     )
+    clip_norm: float | None = Field(
+        default=None,
+        gt=0,
+        description="L2 norm to which the coordinator clips each site's update; then the mean is over "
+        "all institutions, with zero for those that did not answer.",
+    )
+    target_quantile: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="With it `clip_norm` is the first one only, and adapts until this share of updates "
+        "is not clipped (Andrew et al. 2021).",
+    )
+    noise_multiplier: float = Field(
+        default=0.0,
+        ge=0,
+        le=1000,
+        description="Noise that the coordinator adds to the sum of clipped updates, over `clip_norm`: "
+        "protects institutions against outsiders, not against the coordinator.",
+    )
 
     @model_validator(mode="after")
     def _can_work(self) -> Self:
@@ -271,6 +307,25 @@ class Aggregation(_Section):
             )
         if self.server_optimizer == "none" and self.server_learning_rate != 1.0:
             raise ValueError("`server_learning_rate` needs a `server_optimizer`")
+        return self
+
+    @model_validator(mode="after")
+    def _keeps_its_promise(self) -> Self:
+        """The noise is for what one institution can move: a mean of clipped updates, and no more."""
+        if self.clip_norm is None:
+            if self.noise_multiplier or self.target_quantile:
+                raise ValueError("`noise_multiplier` and `target_quantile` need `clip_norm`")
+            return self
+        if self.robust != "none":
+            raise ValueError(
+                f"`clip_norm` cannot go with `robust`: {self.robust} is not a mean of clipped "
+                "updates, and how far one institution moves it is not bounded by `clip_norm`"
+            )
+        if self.method == "flexlora":
+            raise ValueError(
+                "`clip_norm` cannot go with flexlora, which decomposes the products of updates as "
+                "they came: clipping and noise would not reach them; take another `method`"
+            )
         return self
 
     @property
@@ -360,6 +415,13 @@ class Institution(_Section):
         description="The size of its data set, as agreed in public: it sets the sampling rate "
         "and the weight of its updates, so that no counted size need leave the site.",
     )
+    persons: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000_000,
+        description="How many persons these records are of, as agreed in public; needed where "
+        "`privacy.unit` is person, and then in the place of `records` for rate and weight.",
+    )
 
 
 class Study(_Section):
@@ -402,18 +464,49 @@ class Study(_Section):
                 f"`governance.data_holders` is {wanted} but only {len(names)} institutions "
                 "take part"
             )
+        self._has_one_unit()
         if self.evaluation.site_metrics == "private" and not self.is_private:
             raise ValueError(
                 '`evaluation.site_metrics` is "private" but `privacy.mechanism` is "none": '
                 "there is no ε to pay for them with"
             )
         for institution in self.institutions:
-            if self.is_private and self.privacy.target_delta > 1 / institution.records:
+            size = self.size(institution)
+            if self.is_private and self.privacy.target_delta > 1 / size:
                 raise ValueError(
-                    f"`privacy.target_delta` is above 1/{institution.records}, one over the "
-                    f"records of {institution.name}: such a promise is empty; take a smaller δ"
+                    f"`privacy.target_delta` is above 1/{size}, one over the "
+                    f"{self.privacy.unit}s of {institution.name}: such a promise is empty; take "
+                    "a smaller δ"
                 )
         return self
+
+    def _has_one_unit(self) -> None:
+        """Everything that a promise to persons needs is there, and nothing of it without."""
+        needed = {
+            "task.person_column": self.task.person_column,
+            "privacy.max_records_per_person": self.privacy.max_records_per_person,
+            **{f"persons of {one.name}": one.persons for one in self.institutions},
+        }
+        if self.privacy.unit == "record":
+            # Sizes may be known; what would be read or do nothing may not stand there.
+            for key in ("task.person_column", "privacy.max_records_per_person"):
+                if needed[key] is not None:
+                    raise ValueError(f'`{key}` is for `privacy.unit = "person"` alone')
+            return
+        if not self.is_private:
+            raise ValueError('`privacy.unit = "person"` needs a mechanism other than none')
+        if self.evaluation.site_metrics == "private":
+            # Their noise is for one record, and a person may have many in the split.
+            raise ValueError(
+                '`evaluation.site_metrics = "private"` protects records, not persons: leave it '
+                'out where `privacy.unit` is "person"'
+            )
+        for key, value in needed.items():
+            if value is None:
+                raise ValueError(f'`privacy.unit = "person"` needs `{key}`')
+        for one in self.institutions:
+            if one.persons is not None and one.persons > one.records:
+                raise ValueError(f"{one.name} has more persons than records")
 
     @property
     def is_private(self) -> bool:
@@ -468,13 +561,26 @@ class Study(_Section):
             advice="Its [[institutions]] must name it exactly.",
         )
 
+    @property
+    def unit(self) -> str:
+        """Whom the promise covers, in words: stands wherever an ε does."""
+        if self.privacy.unit == "record":
+            return "record"
+        return f"person ({self.task.person_column})"
+
+    def size(self, institution: Institution) -> int:
+        """What an institution declares to have of the promise's unit: records or persons."""
+        if self.privacy.unit == "person" and institution.persons is not None:
+            return institution.persons
+        return institution.records
+
     def expected_batch_size(self, name: str) -> int:
-        """Records of an institution expected in a logical batch: at most all that it declares."""
-        return min(self.training.batch_size, self.institution(name).records)
+        """Records (or persons) expected in a logical batch: at most all that are declared."""
+        return min(self.training.batch_size, self.size(self.institution(name)))
 
     def sample_rate(self, name: str) -> float:
         """Poisson sampling rate at an institution: expected batch over its declared size."""
-        return self.expected_batch_size(name) / self.institution(name).records
+        return self.expected_batch_size(name) / self.size(self.institution(name))
 
     def expected_validation(self, name: str) -> float:
         """Records of an institution expected in its validation split, from its declared size."""

@@ -191,19 +191,23 @@ def _read_parquet(path: Path, data: bytes) -> dict[str, list[Any]]:
     return {name: table.column(name).to_pylist() for name in table.column_names}
 
 
-def rows_for(table: Table, task: "Task", path: Path) -> dict[str, list[str]]:
+def rows_for(
+    table: Table, task: "Task", path: Path, *, public: bool = False
+) -> dict[str, list[str]]:
     """The columns of a table that a task reads, as text.
 
     Args:
         table: what `read` gave.
         task: names the columns and knows the labels.
         path: the file, for messages.
+        public: whether it is a public test set, of which nobody asks whose the records are.
 
     Raises:
         DataError: the table lacks a column, has a record without a value, or a label that
             the study does not know.
     """
-    rows = {column: _strings(path, table, column) for column in task.columns}
+    asked = () if public or task.person_column is None else (task.person_column,)
+    rows = {column: _strings(path, table, column) for column in (*task.columns, *asked)}
     if unknown := task.unknown(rows):
         ordered = sorted(unknown.items(), key=lambda item: (-item[1], item[0]))
         shown = ", ".join(f"{value!r} ({count})" for value, count in ordered[:_MOST_SHOWN])

@@ -47,6 +47,21 @@ class Seen:
     head: Head
 
 
+@dataclass(frozen=True)
+class Update:
+    """An update that one side sent or the other received, as an entry recorded it.
+
+    Attributes:
+        number: the entry.
+        institution: whose site sent it.
+        of: run, round and digest.
+    """
+
+    number: int
+    institution: str
+    of: tuple[str, int, str]
+
+
 @dataclass(frozen=True, eq=False)
 class Transcript:
     """What remains of a transcript that was verified: enough to hold it against others.
@@ -57,6 +72,8 @@ class Transcript:
             entries from there on, the heads of that length or more, and the change to the next.
         hashes: of each entry, 32 bytes each.
         seen: the heads of others that its entries recorded.
+        sent: updates that the author sent.
+        received: updates that it received.
         head: the signed head at its end.
         first: the first entry's moment; None if there is no entry.
         last: the last entry's moment.
@@ -66,6 +83,8 @@ class Transcript:
     keys: tuple[tuple[int, VerifyKey], ...]
     hashes: tuple[bytes, ...]
     seen: tuple[Seen, ...]
+    sent: tuple[Update, ...]
+    received: tuple[Update, ...]
     head: Head
     first: datetime | None
     last: datetime | None
@@ -106,6 +125,7 @@ def verify(lines: Iterable[bytes], key: VerifyKey | None = None) -> Transcript:
     keys = [(0, own)]
     hashes: list[bytes] = []
     seen: list[Seen] = []
+    updates: dict[str, list[Update]] = {"update-sent": [], "update-received": []}
     first = last = None
     previous = NO_HASH
     for line in rest:
@@ -124,6 +144,8 @@ def verify(lines: Iterable[bytes], key: VerifyKey | None = None) -> Transcript:
             raise _misfit(author, number, why) from why
         if entry.kind == "head-seen":
             seen.append(Seen(number, Head.from_document(dict(entry.body))))
+        if entry.kind in updates:
+            updates[entry.kind].append(_update(entry))
         first, last = first or entry.moment, entry.moment
         previous = entry.hash
         hashes.append(bytes.fromhex(previous))
@@ -132,7 +154,17 @@ def verify(lines: Iterable[bytes], key: VerifyKey | None = None) -> Transcript:
             f"The transcript of {author} ends after {len(hashes)} entries without a signed head.",
             advice="Lines at its end are missing: ask for the file again.",
         )
-    transcript = Transcript(author, tuple(keys), tuple(hashes), tuple(seen), head, first, last)
+    transcript = Transcript(
+        author=author,
+        keys=tuple(keys),
+        hashes=tuple(hashes),
+        seen=tuple(seen),
+        sent=tuple(updates["update-sent"]),
+        received=tuple(updates["update-received"]),
+        head=head,
+        first=first,
+        last=last,
+    )
     require_held(transcript, head, where="its last line")
     if key is not None and all(key != one for _, one in keys):
         raise AuditError(
@@ -178,7 +210,8 @@ def require_held(transcript: Transcript, head: Head, *, where: str) -> None:
 def compare(mine: Transcript, theirs: Transcript) -> int:
     """Hold a transcript against the heads of it that the other side recorded.
 
-    Call it in both directions. Of two transcripts of one author, the shorter is held against
+    Every update that one side says it received, the other must say it sent. Call it in both
+    directions. Of two transcripts of one author, the shorter is held against
     the longer, and must be its beginning.
 
     Returns:
@@ -195,7 +228,26 @@ def compare(mine: Transcript, theirs: Transcript) -> int:
     matched = [seen for seen in theirs.seen if seen.head.author == mine.author]
     for seen in matched:
         require_held(mine, seen.head, where=f"entry {seen.number} of {theirs.author}")
+    sent = {update.of for update in theirs.sent}
+    for update in mine.received:
+        if update.institution == theirs.author and update.of not in sent:
+            run, number, digest = update.of
+            raise AuditError(
+                f"Entry {update.number} of {mine.author} does not fit: {theirs.author} does not "
+                f"say that it sent {digest[:12]} in round {number} of run {run}.",
+                advice=f"If the file of {theirs.author} is older than that, ask for it again.",
+            )
     return len(matched)
+
+
+def _update(entry: Entry) -> Update:
+    body = entry.body
+    whose = body.get("institution", entry.author)
+    return Update(
+        entry.number,
+        str(whose),
+        (str(body.get("run")), int(str(body.get("round", 0))), str(body.get("digest"))),
+    )
 
 
 def _header(line: bytes) -> tuple[str, VerifyKey]:

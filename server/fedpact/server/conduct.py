@@ -14,6 +14,7 @@ from fedpact.common.adapter import Weights
 from fedpact.common.database import disk_errors
 from fedpact.common.errors import DataError, FedpactError, RunError, StorageError
 from fedpact.common.evaluation import Metrics, evaluate
+from fedpact.common.randomness import Randomness, SecureRandom
 from fedpact.common.records import EncodedRecords
 from fedpact.common.study import Study
 from fedpact.server import runs
@@ -29,6 +30,7 @@ def conduct(
     artifacts: Path,
     terms: Callable[[], Terms],
     model: nn.Module | None = None,
+    rng: Randomness | None = None,
 ) -> Path:
     """Conduct a run from its first round to its adapter.
 
@@ -39,6 +41,7 @@ def conduct(
         artifacts: the folder for adapters.
         terms: reads what the agreement allows, anew for each round.
         model: the study's model, if the caller has it already (a simulation shares one).
+        rng: for the coordinator's noise; cryptographic by default. Only simulations give one.
 
     Returns:
         the folder with the run's adapter, as PEFT reads it.
@@ -52,7 +55,7 @@ def conduct(
         # SuperLink may come back to a run that it had not begun when it was killed.
         raise RunError(f"The run {run} has ended already.")
     with logs.about(study=study.digest, run=run):
-        return _conduct(engine, run, study, folder, exchange, artifacts, terms, model)
+        return _conduct(engine, run, study, folder, exchange, artifacts, terms, model, rng)
 
 
 def _conduct(
@@ -64,6 +67,7 @@ def _conduct(
     artifacts: Path,
     terms: Callable[[], Terms],
     model: nn.Module | None,
+    rng: Randomness | None,
 ) -> Path:
     record = runs.RunRecord(engine, run, artifacts)
     adapter = artifacts / run
@@ -72,7 +76,9 @@ def _conduct(
             artifacts.mkdir(parents=True, exist_ok=True)
         model = model if model is not None else models.build(study, models.choose_device())
         measure = measure_of(study, folder, model)
-        conductor = Conductor(study, run, exchange, record, terms, measure)
+        conductor = Conductor(
+            study, run, exchange, record, terms, measure, rng or SecureRandom()
+        )
         first = models.initial_weights(model, study.training.seed)
         weights = conductor.conduct(first)
         with disk_errors():
@@ -138,7 +144,7 @@ def _test_set(study: Study, folder: Path) -> tuple[EncodedRecords, int] | None:
             advice="Get the file that was agreed on, or agree on this one.",
         )
     task = tasks.for_study(study)
-    rows = tabular.rows_for(table, task, path)
+    rows = tabular.rows_for(table, task, path, public=True)
     tokenizer = models.load_tokenizer(study)
     records = task.encode(tokenizer, rows, study.training.max_length)
     return records, int(tokenizer.pad_token_id)

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Group
 from rich.table import Table
 
+from fedpact.common import accounting
+from fedpact.common.mechanism import SubsampledGaussian
 from fedpact.common.study import Sector
 from fedpact.server.runs import RunView
 
@@ -39,9 +41,24 @@ class SiteResult(_Part):
     name: str
     sector: Sector
     epsilon: float | None
-    """What the run has cost its records at δ; None without DP."""
+    """What the run has cost each unit (record or person) here at δ; None without DP."""
     delta: float
     bytes_out: int
+
+
+class CentralResult(_Part):
+    """What the coordinator's own noise promises to each institution as a whole."""
+
+    epsilon: float | None
+    """Of the rounds so far; None: updates are clipped but not noised."""
+    delta: float
+    """The δ at which ε is stated: the study's."""
+    unit: str
+    """Always institution: ε is for adding or removing one."""
+    against: str
+    """Whom the promise holds against."""
+    noise_multiplier: float
+    """The coordinator's noise over the clipping norm."""
 
 
 class RunResult(_Part):
@@ -55,6 +72,9 @@ class RunResult(_Part):
     rounds: list[RoundResult]
     sites: list[SiteResult]
     unit: str
+    """Whom the ε of each site is for: adding or removing one of these."""
+    central: CentralResult | None
+    """None where the coordinator does not clip updates."""
     seconds: float
     adapter: str
 
@@ -94,10 +114,27 @@ class RunResult(_Part):
                 )
                 for institution in study.institutions
             ],
-            unit=study.privacy.unit,
+            unit=study.unit,
+            central=_central(view),
             seconds=sum(r.seconds or 0.0 for r in view.rounds),
             adapter=view.adapter,
         )
+
+
+def _central(view: RunView) -> CentralResult | None:
+    """ε of the Gaussian mechanism with every institution in every round."""
+    asked, delta = view.study.aggregation, view.study.privacy.target_delta
+    if asked.clip_norm is None:
+        return None
+    ended = sum(r.seconds is not None for r in view.rounds)
+    z = asked.noise_multiplier
+    return CentralResult(
+        epsilon=accounting.epsilon([SubsampledGaussian(z, 1.0, ended)], delta) if z else None,
+        delta=delta,
+        unit="institution",
+        against="whoever sees the adapter alone, not the coordinator",
+        noise_multiplier=z,
+    )
 
 
 def _spent(view: RunView, institution: str) -> float | None:
@@ -169,6 +206,11 @@ def _doing(view: RunView, institution: str) -> str:
 
 def _closing(result: RunResult) -> str:
     lines = [f"{result.seconds:.1f} s in rounds"]
+    if (central := result.central) and central.epsilon is not None:
+        lines.append(
+            f"ε = {central.epsilon:.3f} at δ = {central.delta:g} for adding or removing one "
+            f"{central.unit}, by the coordinator's noise: against {central.against}"
+        )
     if result.message:
         lines.append(result.message)
     if result.adapter:

@@ -20,10 +20,12 @@ from fedpact.common import wire
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import RunError
 from fedpact.common.evaluation import Metrics
+from fedpact.common.randomness import Randomness, SecureRandom
 from fedpact.common.study import Study
 from fedpact.server import aggregation
 from fedpact.server.admission import Admitted, Expected, SetAside, admit
 from fedpact.server.aggregation import Standing
+from fedpact.server.aggregation.clipped import Clipping
 from fedpact.server.diagnostics import Diagnosis, Examination
 
 
@@ -157,6 +159,7 @@ class Conductor:
         record: what remembers.
         terms: reads what the agreement allows, anew for each round.
         measure: measures an adapter on the public test set; None where there is none.
+        rng: for the coordinator's own noise, where the study asks for it; cryptographic by default.
         clock: seconds, monotonic.
     """
 
@@ -166,7 +169,13 @@ class Conductor:
     record: Record
     terms: Callable[[], Terms]
     measure: Measure | None = None
+    rng: Randomness = field(default_factory=SecureRandom)
     clock: Callable[[], float] = field(default=time.monotonic)
+    _clipping: Clipping | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        clips = self.study.aggregation.clip_norm is not None
+        self._clipping = Clipping(self.study, self.rng) if clips else None
 
     def conduct(
         self, weights: Weights, first_round: int = 1, state: Weights | None = None
@@ -281,7 +290,7 @@ class Conductor:
             self.study.training.local_steps,
             self.study.privacy.target_epsilon if self.study.is_private else None,
         )
-        total = aggregation.Round(self.study, before, number)
+        total = aggregation.Round(self.study, before, number, self._clipping)
         examination = Examination(before.adapter, trained)
         pending, counted = set(asked), 0
         while pending:
@@ -291,7 +300,7 @@ class Conductor:
                 pending.discard(name)
                 outcome = admit(packet, expected)
                 if isinstance(outcome, Admitted):
-                    weight = self.study.institution(name).records
+                    weight = self.study.size(self.study.institution(name))
                     self.record.admitted(number, name, outcome.change, weight)
                     total.add(outcome.change, weight)
                     examination.add(outcome.change, weight)

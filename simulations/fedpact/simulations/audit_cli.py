@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from fedpact.common.identity import VerifyKey
     from fedpact.common.transcript_check import Transcript
+    from fedpact.server.recompute import Recomputed
 
 audit_app = typer.Typer(no_args_is_help=True, help="Check what the parties wrote down.")
 
@@ -59,21 +60,27 @@ def verify(
         theirs = transcript_check.verify(_lines(against))
         verified.append(theirs)
         heads = transcript_check.compare(mine, theirs) + transcript_check.compare(theirs, mine)
-    rounds = _recomputed(file, recompute) if recompute is not None else None
+    again = _recomputed(file, recompute) if recompute is not None else None
     summaries = [_summary(transcript) for transcript in verified]
     if format == "json":
         found = {
             "transcripts": summaries,
             "heads_matched": heads,
-            "rounds_recomputed": rounds,
+            "rounds_recomputed": again and again.rounds,
+            "rounds_noised": again and again.noised,
         }
         typer.echo(json.dumps(found, indent=2))
         return
     for summary in summaries:
         typer.echo("".join(f"{name:<16}{value}\n" for name, value in summary.items()))
     typer.echo("\n".join(_verdict(heads, is_pinned=key is not None)))
-    if rounds is not None:
-        typer.echo(f"{rounds} rounds aggregated again gave the adapters that it names.")
+    if again is not None:
+        typer.echo(f"{again.rounds} rounds aggregated again gave the adapters that it names.")
+    if again is not None and again.noised:
+        typer.echo(
+            f"{again.noised} rounds have the coordinator's own noise, which nobody can draw again: "
+            "they were not checked."
+        )
 
 
 @audit_app.command()
@@ -133,7 +140,7 @@ def _export_own(file: Path, server: Path | None, client: Path | None) -> None:
     engine.dispose()
 
 
-def _recomputed(file: Path, artifacts: Path) -> int:
+def _recomputed(file: Path, artifacts: Path) -> "Recomputed":
     from fedpact.common.transcript import HEAD_KEYS, Entry, parse_canonical
     from fedpact.server.recompute import recompute
 

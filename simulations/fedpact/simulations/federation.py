@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -141,10 +142,16 @@ def deal(
         if sites is None and not spec.startswith("column:"):
             sites = len(study.institutions) or 3
         labels = rows[study.task.label_column]
-        shards = partition(how, labels=labels, columns=columns, sites=sites, seed=seed)
+        owners = rows.get(study.task.person_column) if study.task.person_column else None
+        shards = partition(
+            how, labels=labels, columns=columns, sites=sites, seed=seed, persons=owners
+        )
     except ValueError as error:
         raise UsageError(f"{error}") from error
-    institutions = tuple(map(_institution, shards, itertools.cycle(_SECTORS)))
+    institutions = tuple(
+        _institution(shard, sector, owners)
+        for shard, sector in zip(shards, itertools.cycle(_SECTORS), strict=False)
+    )
     quorum = min(study.federation.quorum, len(shards))
     study = study.model_copy(
         update={"federation": study.federation.model_copy(update={"quorum": quorum})}
@@ -153,9 +160,12 @@ def deal(
     return Federation(study, tuple(shards), records, table.sha256, folder)
 
 
-def _institution(shard: Shard, sector: Sector) -> Institution:
+def _institution(shard: Shard, sector: Sector, owners: Sequence[str] | None) -> Institution:
+    persons = None if owners is None else len({owners[i].strip() for i in shard.indices})
     try:
-        return Institution(name=shard.name, sector=sector, records=len(shard.indices))
+        return Institution(
+            name=shard.name, sector=sector, records=len(shard.indices), persons=persons
+        )
     except ValidationError as error:
         why = error.errors()[0]["msg"]
         raise UsageError(f"{shard.name!r} cannot be an institution's name: {why}.") from error

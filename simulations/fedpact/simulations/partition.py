@@ -1,6 +1,7 @@
 """Deals the records of one data set out to many sites.
 
-Every record goes to exactly one site and no site stays empty. The same arguments give the
+Every record goes to exactly one site and no site stays empty; where records are of persons, a
+person's all go to one. The same arguments give the
 same sites. A partition is written on the command line as one of
 
     iid               equal sizes, records at random
@@ -110,6 +111,7 @@ def partition(
     columns: Mapping[str, Sequence[str]],
     sites: int | None,
     seed: int,
+    persons: Sequence[str] | None = None,
 ) -> list[Shard]:
     """Deals the records out.
 
@@ -119,10 +121,14 @@ def partition(
         columns: The data set's columns by name, for `Column`.
         sites: To how many sites. With `Column` it may be None: as many as there are values.
         seed: Same seed, same sites.
+        persons: Whose each record is, if a person's records may not be parted: persons are
+            then dealt out, each with the label and columns of its first record.
 
     Raises:
         ValueError: The records cannot be dealt out so.
     """
+    if persons is not None:
+        return _by_person(spec, persons, labels, columns, sites, seed)
     if isinstance(spec, Column):
         return _by_column(spec.name, columns, len(labels), sites)
     if sites is None:
@@ -144,6 +150,34 @@ def partition(
     return [
         Shard(f"site-{number:0{width}}", _ascending(part))
         for number, part in enumerate(parts, start=1)
+    ]
+
+
+def _by_person(
+    spec: Partition,
+    persons: Sequence[str],
+    labels: Sequence[str],
+    columns: Mapping[str, Sequence[str]],
+    sites: int | None,
+    seed: int,
+) -> list[Shard]:
+    """Deals persons out as if each were one record."""
+    owned = list(_positions([name.strip() for name in persons]).values())
+    if isinstance(spec, Column) and spec.name in columns:
+        values = columns[spec.name]
+        if any(len({values[i] for i in records}) > 1 for records in owned):
+            raise ValueError(f"The column {spec.name!r} puts one person at several sites.")
+    first = [int(records[0]) for records in owned]
+    shards = partition(
+        spec,
+        labels=[labels[i] for i in first],
+        columns={name: [values[i] for i in first] for name, values in columns.items()},
+        sites=sites,
+        seed=seed,
+    )
+    return [
+        Shard(shard.name, _ascending(np.concatenate([owned[i] for i in shard.indices])))
+        for shard in shards
     ]
 
 

@@ -24,7 +24,7 @@ PERSON_RECORDS = (2, 4, 8)
 class SitePlan(BaseModel):
     """What the whole run is at one institution.
 
-    Everything but the first five fields is None where the budget cannot buy the plan (`why`
+    Everything but the first six fields is None where the budget cannot buy the plan (`why`
     says so) or the study has no DP.
     """
 
@@ -34,8 +34,10 @@ class SitePlan(BaseModel):
     sector: Sector
     records: int
     """The declared size."""
+    persons: int | None
+    """How many persons that is declared to be."""
     sample_rate: float
-    """q, with which each record is in a batch."""
+    """q, with which each record (or person, where the unit is one) is in a batch."""
     steps: int
     """Private steps of the whole run."""
     noise_multiplier: float | None = None
@@ -43,15 +45,17 @@ class SitePlan(BaseModel):
     noise_per_record: float | None = None
     """The noise on the mean gradient's every coordinate, in clipping norms: σ over the batch."""
     epsilon: float | None = None
-    """ε at δ of the whole run, for adding or removing one record."""
+    """ε at δ of the whole run, for adding or removing one record, or person."""
     epsilon_replace_one: float | None = None
-    """The same run's ε for replacing one record by another."""
+    """The same run's ε for replacing one record, or person, by another."""
     epsilon_twice_the_rounds: float | None = None
     """ε if the rounds doubled and the noise stayed."""
     noise_twice_the_rounds: float | None = None
     """σ that would keep the budget if the rounds doubled."""
     epsilon_of_person: dict[int, float] | None = None
-    """ε for adding or removing a person, by how many records the person has."""
+    """Where the unit is a record: ε for a person, by how many records the person has."""
+    noise_for_records: float | None = None
+    """Where the unit is a person: σ with which the budget would cover single records only."""
     why: str = ""
     """Why the budget cannot buy the plan."""
 
@@ -90,6 +94,7 @@ def plan(study: Study) -> Iterator[SitePlan]:
             name=institution.name,
             sector=institution.sector,
             records=institution.records,
+            persons=institution.persons,
             sample_rate=study.sample_rate(institution.name),
             steps=study.total_steps,
         )
@@ -103,7 +108,7 @@ def of(study: Study, sites: Iterable[SitePlan], accuracy: float | None = None) -
         study_digest=study.digest,
         target_epsilon=study.privacy.target_epsilon if study.is_private else None,
         delta=study.privacy.target_delta,
-        unit=study.privacy.unit,
+        unit=study.unit,
         rounds=study.training.rounds,
         local_steps=study.training.local_steps,
         sites=list(sites),
@@ -130,11 +135,21 @@ def _costs(study: Study, site: SitePlan) -> dict[str, object]:
         "epsilon_replace_one": neighbours.replace_one_epsilon(run, delta, metrics),
         "epsilon_twice_the_rounds": accounting.epsilon([twice, *beside, *beside], delta),
         "noise_twice_the_rounds": _noise_or_none(target, delta, twice, metrics),
-        "epsilon_of_person": {
-            records: neighbours.person_epsilon(run, records, delta, metrics)
-            for records in PERSON_RECORDS
-        },
+        **_other_unit(study, site, run, metrics),
     }
+
+
+def _other_unit(
+    study: Study, site: SitePlan, run: SubsampledGaussian, metrics: GaussianRelease | None
+) -> dict[str, object]:
+    """What the run is to whom its promise does not name."""
+    target, delta = study.privacy.target_epsilon, study.privacy.target_delta
+    if study.privacy.unit == "person":
+        rate = min(study.training.batch_size, site.records) / site.records
+        of_records = SubsampledGaussian(run.noise_multiplier, rate, run.steps)
+        return {"noise_for_records": _noise_or_none(target, delta, of_records, metrics)}
+    epsilons = {n: neighbours.person_epsilon(run, n, delta, metrics) for n in PERSON_RECORDS}
+    return {"epsilon_of_person": epsilons}
 
 
 def _noise_or_none(
@@ -156,29 +171,38 @@ def tables(found: StudyPlan) -> Group:
                 site.name, f"{site.records:,}", f"{site.sample_rate:.4g}", f"{site.steps}"
             )
         return Group(plain, "Updates are NOT private: [privacy] mechanism is none.")
+    by_person = found.unit != "record"
+    size = "persons" if by_person else "records"
     buys = Table(
-        *("institution", "records", "q", "steps", "σ", "σ/batch", "ε", "σ, rounds x2"),
+        *("institution", size, "q", "steps", "σ", "σ/batch", "ε", "σ, rounds x2"),
         title=f"{found.study}: what ε = {found.target_epsilon:g} buys",
         caption=f"ε at δ = {found.delta:g}, for adding or removing one {found.unit}",
     )
+    others = ["σ for records"] if by_person else [f"person with {n}" for n in PERSON_RECORDS]
     means = Table(
-        *("institution", "replace one", "rounds x2"),
-        *(f"person with {records}" for records in PERSON_RECORDS),
+        *("institution", "replace one", "rounds x2", *others),
         title="What the same run's ε is",
-        caption=f"at δ = {found.delta:g}; the last columns for adding or removing a person",
+        caption=f"at δ = {found.delta:g}; "
+        + (
+            "the last column is the noise that would protect single records only"
+            if by_person
+            else "the last columns for adding or removing a person"
+        ),
     )
     for site in found.sites:
-        head = (site.name, f"{site.records:,}", f"{site.sample_rate:.4g}", f"{site.steps}")
+        units = site.persons if by_person else site.records
+        head = (site.name, f"{units:,}", f"{site.sample_rate:.4g}", f"{site.steps}")
         buys.add_row(
             *head,
             *map(_cell, (site.noise_multiplier, site.noise_per_record)),
             *map(_cell, (site.epsilon, site.noise_twice_the_rounds)),
         )
-        if site.epsilon_of_person is not None:
+        if site.noise_multiplier is not None:
+            persons = (site.epsilon_of_person or {}).values()
             means.add_row(
                 site.name,
                 *map(_cell, (site.epsilon_replace_one, site.epsilon_twice_the_rounds)),
-                *map(_cell, site.epsilon_of_person.values()),
+                *map(_cell, [site.noise_for_records] if by_person else persons),
             )
     lines = [f"{site.name}: {site.why}" for site in found.sites if site.why]
     if found.accuracy is not None:

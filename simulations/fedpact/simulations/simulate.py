@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import typer
 from rich.console import Console
 from sqlalchemy import Engine
@@ -98,6 +99,7 @@ def _conduct_here(
         artifacts,
         partial(Terms.all_of, federation.study),
         workbench.model(federation.study).module,
+        np.random.default_rng(seed),
     )
 
 

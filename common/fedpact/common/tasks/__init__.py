@@ -24,6 +24,11 @@ class Task(Protocol):
         """The columns that a data set must have."""
         ...
 
+    @property
+    def person_column(self) -> str | None:
+        """The column that an institution's own data set must have beside them, if any."""
+        ...
+
     def model_class(self) -> Any:
         """The transformers Auto class of the model."""
         ...
@@ -39,7 +44,7 @@ class Task(Protocol):
     def encode(
         self, tokenizer: Any, rows: Mapping[str, Sequence[str]], max_length: int
     ) -> EncodedRecords:
-        """Tokenise the columns of a data set."""
+        """Tokenise the columns of a data set, and number its persons where they are there."""
         ...
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedpact.common.records import EncodedRecords
+from fedpact.common.records import EncodedRecords, person_numbers
 from fedpact.common.study import Study
 
 
@@ -21,6 +21,7 @@ class TextClassification:
     labels: tuple[str, ...]
     text_column: str
     label_column: str
+    person_column: str | None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -48,12 +49,15 @@ class TextClassification:
     def encode(
         self, tokenizer: Any, rows: Mapping[str, Sequence[str]], max_length: int
     ) -> EncodedRecords:
-        """Tokenise texts, cut to `max_length` tokens, and number the labels."""
+        """Tokenise texts, cut to `max_length` tokens, and number the labels and persons."""
         texts = list(rows[self.text_column])
         encoded = tokenizer(texts, truncation=True, max_length=max_length) if texts else {}
         numbers = {label: number for number, label in enumerate(self.labels)}
+        owners = rows.get(self.person_column) if self.person_column else None
         return EncodedRecords.from_lists(
-            encoded.get("input_ids", []), [numbers[x] for x in rows[self.label_column]]
+            encoded.get("input_ids", []),
+            [numbers[x] for x in rows[self.label_column]],
+            None if owners is None else person_numbers(owners),
         )
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -72,6 +76,7 @@ class TextClassification:
 
 def from_study(study: Study) -> TextClassification:
     """The task as a study describes it."""
+    task = study.task
     return TextClassification(
-        study.task.labels, study.task.text_column, study.task.label_column
+        task.labels, task.text_column, task.label_column, task.person_column
     )

@@ -1,7 +1,7 @@
 """How updates become one adapter, one file per method.
 
-Three choices of a study meet here. A *rule* makes one change of many: the weighted mean, or
-one of `robust`. A *server optimiser*, if there is one, turns that change into a step. A
+Three choices of a study meet here. A *rule* makes one change of many: the weighted mean, the
+mean of clipped updates with noise, or one of `robust`. A *server optimiser*, if there is one, turns that change into a step. A
 *method* is a class `Round` that is made of the adapter before the round and the rule: `add`
 takes one site's change with its public weight as it comes, `result` gives the adapter after.
 
@@ -9,7 +9,8 @@ The mean keeps nothing but a running sum, so memory does not grow with the numbe
 Robust rules (but norm bounding) and `flexlora` must see all updates at once and keep them.
 
 A result is a function of the adapter before, the optimiser's state, and the updates in the
-order in which they came, to the bit: an audit can make a round again of what was stored.
+order in which they came, to the bit: an audit can make a round again of what was stored. Only the
+coordinator's own noise cannot be drawn again.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import cast
 
 from fedpact.common.adapter import Manifest, Weights
 from fedpact.common.study import Study
+from fedpact.server.aggregation.clipped import Clipped, Clipping
 from fedpact.server.aggregation.mean import Mean
 from fedpact.server.aggregation.rules import Method, Rule
 from fedpact.server.aggregation.server_optimizer import Stepped
@@ -43,11 +45,14 @@ class Round:
         study: whose `[aggregation]` is taken.
         before: what the run has come to.
         number: of the round, from 1.
+        clipping: the run's, which a study that clips updates needs; `result` moves its norm.
     """
 
-    def __init__(self, study: Study, before: Standing, number: int) -> None:
+    def __init__(
+        self, study: Study, before: Standing, number: int, clipping: Clipping | None = None
+    ) -> None:
         self._stepped: Stepped | None = None
-        rule = _rule(study, trained_manifest(study, before.adapter.manifest, number))
+        rule = _rule(study, trained_manifest(study, before.adapter.manifest, number), clipping)
         if study.aggregation.server_optimizer != "none":
             rule = self._stepped = Stepped(rule, study.aggregation, before.state)
         module = import_module(f"{__name__}.{_module(study.aggregation.method)}")
@@ -72,7 +77,11 @@ def trained_manifest(study: Study, adapter: Manifest, number: int) -> Manifest:
     return adapter.select(name for name in adapter.names if study.trains(name, number))
 
 
-def _rule(study: Study, trained: Manifest) -> Rule:
+def _rule(study: Study, trained: Manifest, clipping: Clipping | None) -> Rule:
+    if study.aggregation.clip_norm is not None:
+        if clipping is None:
+            raise ValueError("a study that clips updates needs the run's clipping")
+        return Clipped(trained, clipping)
     if study.aggregation.robust == "none":
         return Mean(trained)
     module = import_module(f"{__name__}.robust.{_module(study.aggregation.robust)}")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedpact.client.randomness import SecureRandom
+from fedpact.common.randomness import SecureRandom
 
 # A right generator fails each of these once in a million runs.
 RARE = 1e-6
