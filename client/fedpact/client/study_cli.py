@@ -148,8 +148,22 @@ def add_to(app: typer.Typer) -> None:
         veto,
         propose,
         results,
+        statements,
     ):
         app.command()(command)
+
+
+def statements(home: HomeOption = DEFAULT_HOME, format_: Format = "table") -> None:
+    """For an auditor: what studies have cost at each institution, as each has signed it."""
+    from fedpact.client.accounts import listed
+    from fedpact.client.home import ClientHome
+    from fedpact.common.spending import table
+
+    found = listed(ClientHome.at(home))
+    if format_ == "json":
+        _print_json([spending.model_dump(mode="json") for spending in found])
+    else:
+        console.print(table(found))
 
 
 def _desk(folder: Path) -> "Desk":
