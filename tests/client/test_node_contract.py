@@ -149,6 +149,8 @@ class Fleet:
         self._waits = True
         self.received: list[str] = []
         self.reply: Message | None = None
+        self.answers: list[str] = []
+        self.breaks_after: int | None = None  # so many objects that came
         self._came: dict[str, bytes] = {}
         self._reply_id = ""
         self._missing: set[str] = set()
@@ -180,10 +182,17 @@ class Fleet:
         assert request.messages_list[0].metadata.reply_to_message_id == (
             self._message.metadata.message_id
         )
-        self._missing = {found.object_id for found in iterate_object_tree(tree)}
+        if self._reply_id not in self.answers:
+            self.answers.append(self._reply_id)
+        tree_ids = {found.object_id for found in iterate_object_tree(tree)}
+        # A second answer to the same message is not taken, and nothing of it is wanted.
+        self._missing = tree_ids - self._came.keys() if len(self.answers) == 1 else set()
         return PushMessagesResponse(objects_to_push=sorted(self._missing), session_id="session")
 
     def PushObject(self, request: PushObjectRequest) -> PushObjectResponse:
+        if self.breaks_after == len(self._came):
+            self.breaks_after = None
+            raise httpx.ReadError("lost")
         self._came[request.object_id] = request.object_content
         self._missing.discard(request.object_id)
         if not self._missing:
@@ -216,6 +225,34 @@ def test_a_packet_goes_through_flowers_objects_and_back_unchanged():
     assert isinstance(content, RecordDict)
     assert server_app.from_record(content) == reply
     assert (node.RECORD, "train") == (server_app.RECORD, server_app.MESSAGE_TYPE)
+
+
+@pytest.mark.parametrize("objects", [0, 1])
+def test_an_answer_that_was_sent_in_part_goes_on_as_the_same_one(objects):
+    """SuperLink takes one answer to a message; what is missing of it must still come."""
+    fleet, stop, hand = Fleet(wire.Packet(header="?")), threading.Event(), node._Hand()
+    fleet.breaks_after = objects
+    link, reply = node._Link(fleet, Node(node_id=5)), wire.Packet(header="!", array=b"1")
+    answered = []
+
+    def answer(packet: wire.Packet) -> wire.Packet:
+        answered.append(packet)
+        return reply
+
+    with pytest.raises(httpx.ReadError):
+        node._serve_link(link, hand, answer, stop)
+    serving = threading.Thread(
+        target=node._serve_link, args=(link, hand, answer, stop), daemon=True
+    )
+    serving.start()
+    wait_for(lambda: hand.message is None or not serving.is_alive(), "it is sent")
+    stop.set()
+    serving.join()
+    assert (len(answered), len(fleet.answers)) == (1, 1)
+    assert fleet.reply is not None, "the answer never came whole"
+    content = fleet.reply.content
+    assert isinstance(content, RecordDict)
+    assert server_app.from_record(content) == reply
 
 
 def test_a_message_that_is_not_ours_becomes_an_empty_packet():
@@ -329,7 +366,8 @@ def test_what_was_in_hand_when_the_connection_was_lost_is_answered_on_the_next(
         monkeypatch.setattr(node, name, call)
 
     fails_twice("_pull", lambda *_: wire.Packet(header="asked"))
-    fails_twice("_push", lambda _link, packet, _message: pushed.append(packet))
+    fails_twice("_push", lambda _link, reply: pushed.append(reply))
+    monkeypatch.setattr(node, "_reply", lambda packet, _request: packet)
     reply = wire.Packet(header="answered")
     _serve(stop, lambda packet: answered.append(packet) or reply)
     assert dialled == [True, False, False]
@@ -351,6 +389,7 @@ def test_an_answer_that_is_not_wanted_any_more_is_put_away(monkeypatch, caplog, 
     stop = threading.Event()
     dialled = _links(monkeypatch, [lambda: HANDED, lambda: stop.set() or NOTHING])
     monkeypatch.setattr(node, "_pull", lambda *_: wire.Packet(header="asked"))
+    monkeypatch.setattr(node, "_reply", lambda packet, _request: packet)
     monkeypatch.setattr(node, "_push", _raising(refusal))
     with caplog.at_level("WARNING"):
         _serve(stop, lambda packet: packet)
