@@ -333,6 +333,46 @@ def test_a_node_that_only_lost_its_connection_stays_the_same_one(monkeypatch):
     assert dialled == [True, False]
 
 
+def test_a_node_is_connected_again_only_when_the_coordinator_has_answered(monkeypatch):
+    stop, beats, told = threading.Event(), [], []
+
+    class Client:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def DeactivateNode(self, _):
+            pass
+
+        ActivateNode = DeactivateNode
+
+        def SendNodeHeartbeat(self, _):
+            beats.append(1)
+            raise httpx.ConnectTimeout("timed out")
+
+        def PullMessages(self, _):
+            raise httpx.ReadTimeout("timed out")
+
+    class Noting(node.Watcher):
+        def connected(self):
+            told.append("connected")
+
+        def lost(self):
+            told.append("lost")
+            if len(told) == 4:
+                stop.set()
+
+    monkeypatch.setattr(node.FleetHttpClient, "from_server_address", lambda *_, **__: Client())
+    monkeypatch.setattr(node, "_RETRY_SECONDS", (0.0, 0.0))
+    key = certificates.new_key()
+    there = node.Coordinator("localhost:1", b"", (key, key.public_key()), 1)
+    node.serve(lambda: there, lambda packet: packet, stop, Noting())
+    assert told == ["connected", "lost", "lost", "lost"]
+    assert len(beats) >= 2
+
+
 def test_a_node_whose_keys_were_changed_dials_with_the_new_ones_as_another(monkeypatch):
     """What it has in hand was asked of the old one: nobody waits for it any more."""
     stop, asked = threading.Event(), []

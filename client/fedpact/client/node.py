@@ -268,6 +268,9 @@ def _connect(coordinator: Coordinator, *, anew: bool) -> Iterator[_Link]:
                     heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL,
                 )
             )
+        else:
+            # Nothing else would say so soon that the coordinator is still away.
+            _send_heartbeat(client, node)
         leaves = True
         heartbeat = HeartbeatSender(lambda: _beat(client, node))
         heartbeat.start()
@@ -297,6 +300,12 @@ def _deactivate(client: FleetHttpClient, node: Node) -> None:
         log.debug("not deactivated: it was not online (%s)", error)
 
 
+def _send_heartbeat(client: FleetHttpClient, node: Node) -> None:
+    client.SendNodeHeartbeat(
+        SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+    )
+
+
 def _beat(client: FleetHttpClient, node: Node) -> bool:
     """One heartbeat; False asks the sender to try again soon.
 
@@ -304,9 +313,7 @@ def _beat(client: FleetHttpClient, node: Node) -> bool:
     call fails for the same reason and says so.
     """
     try:
-        client.SendNodeHeartbeat(
-            SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
-        )
+        _send_heartbeat(client, node)
     except httpx.TransportError:
         return False
     except httpx.HTTPStatusError as error:
