@@ -103,7 +103,7 @@ class Site:
                 return self._refuse(head, error)
             except StorageError:
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - logged, and refused
                 # Whatever a coordinator sends, the daemon goes on: one that it can end is not
                 # resident. The log says what kind of error and where, not its words: those may
                 # quote a record.
