@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
@@ -88,6 +89,7 @@ def test_answers_are_counted_shown_and_logged(home, tiny, endpoint, caplog):
     home.policy.write_text(f'models = ["{tiny.sha256}"]\n', encoding="utf-8")
     metrics.show_spending(lambda: statement.statements(home))
     site = build_site(home, INSTITUTION, MeteredWorkbench(metrics))
+    site = replace(site, agreed=lambda _: None)
     study = tiny.study()
     weights = models.initial_weights(site.workbench.model(study).module, 0)
     lines = []

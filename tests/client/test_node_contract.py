@@ -149,6 +149,8 @@ class Fleet:
         self._waits = True
         self.received: list[str] = []
         self.reply: Message | None = None
+        self.answers: list[str] = []
+        self.breaks_after: int | None = None  # so many objects that came
         self._came: dict[str, bytes] = {}
         self._reply_id = ""
         self._missing: set[str] = set()
@@ -180,10 +182,17 @@ class Fleet:
         assert request.messages_list[0].metadata.reply_to_message_id == (
             self._message.metadata.message_id
         )
-        self._missing = {found.object_id for found in iterate_object_tree(tree)}
+        if self._reply_id not in self.answers:
+            self.answers.append(self._reply_id)
+        tree_ids = {found.object_id for found in iterate_object_tree(tree)}
+        # A second answer to the same message is not taken, and nothing of it is wanted.
+        self._missing = tree_ids - self._came.keys() if len(self.answers) == 1 else set()
         return PushMessagesResponse(objects_to_push=sorted(self._missing), session_id="session")
 
     def PushObject(self, request: PushObjectRequest) -> PushObjectResponse:
+        if self.breaks_after == len(self._came):
+            self.breaks_after = None
+            raise httpx.ReadError("lost")
         self._came[request.object_id] = request.object_content
         self._missing.discard(request.object_id)
         if not self._missing:
@@ -216,6 +225,34 @@ def test_a_packet_goes_through_flowers_objects_and_back_unchanged():
     assert isinstance(content, RecordDict)
     assert server_app.from_record(content) == reply
     assert (node.RECORD, "train") == (server_app.RECORD, server_app.MESSAGE_TYPE)
+
+
+@pytest.mark.parametrize("objects", [0, 1])
+def test_an_answer_that_was_sent_in_part_goes_on_as_the_same_one(objects):
+    """SuperLink takes one answer to a message; what is missing of it must still come."""
+    fleet, stop, hand = Fleet(wire.Packet(header="?")), threading.Event(), node._Hand()
+    fleet.breaks_after = objects
+    link, reply = node._Link(fleet, Node(node_id=5)), wire.Packet(header="!", array=b"1")
+    answered = []
+
+    def answer(packet: wire.Packet) -> wire.Packet:
+        answered.append(packet)
+        return reply
+
+    with pytest.raises(httpx.ReadError):
+        node._serve_link(link, hand, answer, stop)
+    serving = threading.Thread(
+        target=node._serve_link, args=(link, hand, answer, stop), daemon=True
+    )
+    serving.start()
+    wait_for(lambda: hand.message is None or not serving.is_alive(), "it is sent")
+    stop.set()
+    serving.join()
+    assert (len(answered), len(fleet.answers)) == (1, 1)
+    assert fleet.reply is not None, "the answer never came whole"
+    content = fleet.reply.content
+    assert isinstance(content, RecordDict)
+    assert server_app.from_record(content) == reply
 
 
 def test_a_message_that_is_not_ours_becomes_an_empty_packet():
@@ -296,6 +333,46 @@ def test_a_node_that_only_lost_its_connection_stays_the_same_one(monkeypatch):
     assert dialled == [True, False]
 
 
+def test_a_node_is_connected_again_only_when_the_coordinator_has_answered(monkeypatch):
+    stop, beats, told = threading.Event(), [], []
+
+    class Client:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def DeactivateNode(self, _):
+            pass
+
+        ActivateNode = DeactivateNode
+
+        def SendNodeHeartbeat(self, _):
+            beats.append(1)
+            raise httpx.ConnectTimeout("timed out")
+
+        def PullMessages(self, _):
+            raise httpx.ReadTimeout("timed out")
+
+    class Noting(node.Watcher):
+        def connected(self):
+            told.append("connected")
+
+        def lost(self):
+            told.append("lost")
+            if len(told) == 4:
+                stop.set()
+
+    monkeypatch.setattr(node.FleetHttpClient, "from_server_address", lambda *_, **__: Client())
+    monkeypatch.setattr(node, "_RETRY_SECONDS", (0.0, 0.0))
+    key = certificates.new_key()
+    there = node.Coordinator("localhost:1", b"", (key, key.public_key()), 1)
+    node.serve(lambda: there, lambda packet: packet, stop, Noting())
+    assert told == ["connected", "lost", "lost", "lost"]
+    assert len(beats) >= 2
+
+
 def test_a_node_whose_keys_were_changed_dials_with_the_new_ones_as_another(monkeypatch):
     """What it has in hand was asked of the old one: nobody waits for it any more."""
     stop, asked = threading.Event(), []
@@ -329,7 +406,8 @@ def test_what_was_in_hand_when_the_connection_was_lost_is_answered_on_the_next(
         monkeypatch.setattr(node, name, call)
 
     fails_twice("_pull", lambda *_: wire.Packet(header="asked"))
-    fails_twice("_push", lambda _link, packet, _message: pushed.append(packet))
+    fails_twice("_push", lambda _link, reply: pushed.append(reply))
+    monkeypatch.setattr(node, "_reply", lambda packet, _request: packet)
     reply = wire.Packet(header="answered")
     _serve(stop, lambda packet: answered.append(packet) or reply)
     assert dialled == [True, False, False]
@@ -351,6 +429,7 @@ def test_an_answer_that_is_not_wanted_any_more_is_put_away(monkeypatch, caplog, 
     stop = threading.Event()
     dialled = _links(monkeypatch, [lambda: HANDED, lambda: stop.set() or NOTHING])
     monkeypatch.setattr(node, "_pull", lambda *_: wire.Packet(header="asked"))
+    monkeypatch.setattr(node, "_reply", lambda packet, _request: packet)
     monkeypatch.setattr(node, "_push", _raising(refusal))
     with caplog.at_level("WARNING"):
         _serve(stop, lambda packet: packet)

@@ -1,12 +1,15 @@
 """`fedpact client studies`, `show`, `approve` …, as people type them, with a real coordinator."""
 
 import json
+import socket
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from fedpact.client.agreements import Agreements
 from fedpact.client.cli import client_app
 from fedpact.client.datasets import Datasets
 from fedpact.client.home import ClientHome
@@ -283,7 +286,20 @@ def test_a_coordinator_that_is_away_does_not_stop_a_withdrawal(tmp_path, tiny):
         digest = town.proposed(institutions=alone)
         town.at("Hospital", "approve", digest, "--yes")
         assert town.state(digest)["state"] == "agreed"
-    said = town.at("Hospital", "withdraw", digest)
+    # Somebody who takes calls and answers none: by then it is written down here.
+    port, seen = coordinator.home.settings().service_port, []
+    with socket.create_server(("127.0.0.1", port)) as listener:
+
+        def take_one() -> None:
+            listener.accept()[0].close()
+            seen.append(Agreements(home.open_database()).find(digest).own.kind)
+            listener.close()
+
+        taking = threading.Thread(target=take_one)
+        taking.start()
+        said = town.at("Hospital", "withdraw", digest)
+        taking.join()
+    assert seen == ["withdraw"]
     assert "Signed: Hospital, withdraw" in said
     assert "holds here from now on" in said
     assert town.state(digest)["state"] == "agreed"

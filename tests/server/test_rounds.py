@@ -240,6 +240,32 @@ def test_a_site_that_went_away_is_not_waited_for():
 # Quorum
 
 
+def test_a_site_that_the_quorum_needs_is_waited_for_and_asked_the_same_again():
+    exchange = FakeExchange(everyone(C=liar.honest(4.0)), returning=["B", "C"])
+    record, weights = conduct(exchange, training={"rounds": 1})
+    assert record.states(1) == dict.fromkeys(NAMES, "updated")
+    first, again = exchange.asked
+    assert again == {name: first[name] for name in ("B", "C")}
+    assert trained_mean(weights) == pytest.approx(0.5 + 2.0)
+
+
+def test_a_site_that_comes_back_is_not_asked_again_where_the_quorum_does_without():
+    exchange = FakeExchange(everyone(), returning=["C"])
+    record, _ = conduct(exchange, training={"rounds": 1})
+    assert record.states(1) == {"A": "updated", "B": "updated", "C": "lost"}
+    assert len(exchange.asked) == 1
+
+
+def test_nobody_is_waited_for_who_cannot_make_up_the_quorum():
+    clock, record = FakeClock(), FakeRecord()
+    sites = everyone(A=liar.refusing, B=liar.refusing)
+    began = clock.now
+    with pytest.raises(RunError, match="Round 1 has 0 updates, its quorum is 2"):
+        conduct(FakeExchange(sites, clock, vanishing=["C"]), record, clock)
+    assert record.states(1)["C"] == "lost"
+    assert clock.now - began < 2
+
+
 @pytest.mark.parametrize(
     ("sites", "how", "state"),
     [

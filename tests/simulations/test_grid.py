@@ -114,6 +114,15 @@ def test_replies_to_an_earlier_question_are_not_taken_for_this_ones(exchange):
     assert exchange.replies() == {}
 
 
+def test_asked_again_one_site_answers_once_and_the_others_are_still_waited_for(exchange):
+    exchange.ask({"A": wire.Packet(header="first"), "B": wire.Packet(header="first")})
+    exchange.ask_again({"B": wire.Packet(header="again")})
+    came = []
+    while replies := exchange.replies():
+        came += [packet.header for packet in replies.values()]
+    assert came == ["seven: first", "eight: again"]
+
+
 def test_what_flower_brings_without_content_is_an_empty_packet(exchange):
     assert from_record(RecordDict()) == wire.Packet(header="")
 
@@ -171,7 +180,10 @@ def test_sites_that_went_away_or_were_started_again_are_lost():
     assert exchange.lost({"A", "B"}) == {"A", "B"}
     exchange._next_check = 0.0
     assert exchange.lost({"B"}) == {"B"}
-    # Asked anew, whoever is there is not lost for what happened before.
+    # Asked anew, or again, whoever is there is not lost for what happened before.
+    exchange.ask_again({"B": wire.Packet(header="?")})
+    exchange._next_check = 0.0
+    assert exchange.lost({"A", "B"}) == {"A"}
     exchange.ask({"B": wire.Packet(header="?")})
     exchange._next_check = 0.0
     assert exchange.lost({"B"}) == set()

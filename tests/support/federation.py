@@ -13,17 +13,17 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from fedpact.client.home import ClientHome
-from fedpact.client.join import load_site
 from fedpact.client.ledger import Ledger, Reservation
 from fedpact.common.study import Sector
 from fedpact.server import runs
-from fedpact.server.control import Control
 from fedpact.server.home import ServerHome
 from fedpact.server.runs import RunView
 from fedpact.server.up import READY
+from support.network import Host
 from support.processes import free_ports, is_alive, wait_for
 
 FEDPACT = (sys.executable, "-m", "fedpact.simulations")
+COORDINATOR = "coordinator"
 MARK = "FEDPACT_TEST_MARK"
 POLICY = 'max_epsilon = 1000\nallow_model_folders = true\napproval = "automatic"\n'
 _STOP_SECONDS = 30.0
@@ -45,9 +45,9 @@ def fedpact(
     )
 
 
-def must(*arguments: str) -> str:
+def must(*arguments: str, through: Sequence[str] = ()) -> str:
     """Run a command that must succeed; what it printed."""
-    done = fedpact(*arguments)
+    done = fedpact(*arguments, through=through)
     assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
     return done.stdout
 
@@ -55,12 +55,18 @@ def must(*arguments: str) -> str:
 class Daemon:
     """A process of ours that stays, with its output in a file."""
 
-    def __init__(self, arguments: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        log: Path,
+        env: Mapping[str, str],
+        through: Sequence[str] = (),
+    ) -> None:
         self.log = log
         self._start = log.stat().st_size if log.exists() else 0
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [*FEDPACT, *arguments],
+                [*through, *FEDPACT, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -96,9 +102,17 @@ class Daemon:
 
 
 class Federation:
-    """A coordinator and sites that have joined it, each in its own folder and the next sector."""
+    """A coordinator and sites that have joined it, each in its own folder and the next sector.
 
-    def __init__(self, folder: Path, data: Mapping[str, Path]) -> None:
+    Args:
+        folder: where all of their folders are made.
+        data: the sites' names, and the file that each has.
+        hosts: where `COORDINATOR` and the sites run; who is not named runs right here.
+    """
+
+    def __init__(
+        self, folder: Path, data: Mapping[str, Path], hosts: Mapping[str, Host] | None = None
+    ) -> None:
         self.home = ServerHome(folder / "coordinator")
         self.sites = {n: ClientHome(folder / f"site-{i}") for i, n in enumerate(data)}
         self.daemons: dict[str, Daemon] = {}
@@ -107,43 +121,54 @@ class Federation:
         self._folder = folder
         self._env = {MARK: self.mark}
         self._data = dict(data)
+        self._hosts = dict(hosts or {})
+
+    def at(self, who: str, *words: str) -> str:
+        """Run a command that must succeed where the coordinator or a site is; what it printed."""
+        return must(*words, "--home", str(self._home(who)), through=self._through(who))
+
+    def _home(self, who: str) -> Path:
+        return (self.home if who == COORDINATOR else self.sites[who]).folder
+
+    def _through(self, who: str) -> Sequence[str]:
+        return self._hosts[who].through if who in self._hosts else ()
 
     def begin(self) -> None:
         """Set up the coordinator, let every site join, start them all."""
         port, service = map(str, free_ports(2))
-        place = ("--home", str(self.home.folder))
-        must("server", "init", *place, "--port", port, "--service-port", service)
+        words = ["server", "init", "--port", port, "--service-port", service]
+        if host := self._hosts.get(COORDINATOR):
+            words += ["--host", host.address, "--listen", host.address]
+        self.at(COORDINATOR, *words)
         self.start_coordinator()
         for (name, path), sector in zip(self._data.items(), cycle(Sector), strict=False):
             self._join(name, sector, path)
             self.start_site(name)
 
     def _join(self, name: str, sector: Sector, data: Path) -> None:
-        place = ("--home", str(self.sites[name].folder))
-        invited = ("--sector", sector.value, "--home", str(self.home.folder))
-        token = must("server", "invite", name, *invited)
-        must("client", "join", token.strip(), *place)
-        must("client", "dataset", "add", "notes", str(data), *place)
+        token = self.at(COORDINATOR, "server", "invite", name, "--sector", sector.value)
+        self.at(name, "client", "join", token.strip())
+        self.at(name, "client", "dataset", "add", "notes", str(data))
         # Many runs are about to spend from it, with a base model in a folder.
         self.sites[name].policy.write_text(POLICY, encoding="utf-8")
 
     def start_coordinator(self) -> Daemon:
-        arguments = ("server", "up", "--home", str(self.home.folder))
-        daemon = Daemon(arguments, self._folder / "coordinator.log", self._env)
-        self.daemons["coordinator"] = daemon
+        daemon = self._start(COORDINATOR, "server")
         daemon.wait_until_it_says(READY)
         return daemon
 
     def start_site(self, name: str) -> Daemon:
-        home = self.sites[name].folder
-        log = self._folder / f"{home.name}.log"
-        daemon = Daemon(("client", "up", "--home", str(home)), log, self._env)
-        self.daemons[name] = daemon
-        return daemon
+        return self._start(name, "client")
+
+    def _start(self, who: str, room: str) -> Daemon:
+        home = self._home(who)
+        arguments, log = (room, "up", "--home", str(home)), self._folder / f"{home.name}.log"
+        self.daemons[who] = Daemon(arguments, log, self._env, self._through(who))
+        return self.daemons[who]
 
     def ensure_up(self) -> None:
         """Start again what a test has killed and left dead."""
-        if self.daemons["coordinator"].process.poll() is not None:
+        if self.daemons[COORDINATOR].process.poll() is not None:
             self.start_coordinator()
         for name in self.sites:
             if self.daemons[name].process.poll() is not None:
@@ -151,31 +176,27 @@ class Federation:
 
     def online(self) -> set[str]:
         """The sites that are connected, as SuperLink says."""
-        numbers = {load_site(home).node_id: name for name, home in self.sites.items()}
-        with Control.of(self.home) as control:
-            nodes = control.nodes()
-        return {numbers[n.node_id] for n in nodes if n.status == "online"}
+        listed = self.at(COORDINATOR, "server", "institutions", "--format", "json")
+        return {row["name"] for row in json.loads(listed) if row["online"]}
 
     def standing(self, digest: str) -> dict:
         """How a proposed study stands, as `fedpact run studies` says."""
-        home = ("--home", str(self.home.folder), "--format", "json")
-        listed = json.loads(must("run", "studies", *home))
+        listed = json.loads(self.at(COORDINATOR, "run", "studies", "--format", "json"))
         return next(row for row in listed if row["study_digest"].startswith(digest))
 
     def agree(self, study: Path) -> None:
         """Propose a study and wait until the sites have approved it by themselves."""
-        home = ("--home", str(self.home.folder), "--format", "json")
-        digest = json.loads(must("run", "propose", str(study), *home))["study_digest"]
+        proposed = self.at(COORDINATOR, "run", "propose", str(study), "--format", "json")
+        digest = json.loads(proposed)["study_digest"]
         wait_for(lambda: self.standing(digest)["missing"] == [], "all have signed", within=90)
 
     def start_run(self, study: Path) -> str:
-        home = ("--home", str(self.home.folder))
-        return json.loads(must("run", "start", str(study), *home, "--format", "json"))["run"]
+        started = self.at(COORDINATOR, "run", "start", str(study), "--format", "json")
+        return json.loads(started)["run"]
 
     def result(self, run: str) -> dict:
         """Watch a run to its end; its result."""
-        home = ("--home", str(self.home.folder))
-        return json.loads(must("run", "watch", run, *home, "--format", "json"))
+        return json.loads(self.at(COORDINATOR, "run", "watch", run, "--format", "json"))
 
     def view(self, run: str) -> RunView:
         with _opened(self.home.open_database()) as engine:
@@ -197,9 +218,11 @@ class Federation:
 
 
 @contextmanager
-def federation(folder: Path, data: Mapping[str, Path]) -> Iterator[Federation]:
+def federation(
+    folder: Path, data: Mapping[str, Path], hosts: Mapping[str, Host] | None = None
+) -> Iterator[Federation]:
     """A federation that is up; at the end every process of it is stopped."""
-    made = Federation(folder, data)
+    made = Federation(folder, data, hosts)
     try:
         made.begin()
         yield made

@@ -36,6 +36,7 @@ class FakeExchange:
         twice: institutions whose every answer comes twice.
         behind: institutions whose answer comes only once the next round has begun.
         vanishing: institutions that go away once they were asked.
+        returning: institutions that do, and are back when someone has looked in vain.
     """
 
     def __init__(
@@ -47,25 +48,30 @@ class FakeExchange:
         twice: Iterable[str] = (),
         behind: Iterable[str] = (),
         vanishing: Iterable[str] = (),
+        returning: Iterable[str] = (),
         look_seconds: float = 1.0,
     ) -> None:
         self.sites = dict(sites)
         self.asked: list[dict[str, wire.Packet]] = []
         self._clock = clock or FakeClock()
         self._silent, self._twice = set(silent), set(twice)
-        self._behind, self._vanishing = set(behind), set(vanishing)
+        self._behind, self._returning = set(behind), set(returning)
+        self._vanishing = set(vanishing) | self._returning
+        self._away: set[str] = set()
         self._look_seconds = look_seconds
         self._waiting: deque[tuple[str, wire.Packet]] = deque()
         self._held: list[tuple[str, wire.Packet]] = []
 
     def present(self) -> AbstractSet[str]:
-        return self.sites.keys()
+        return self.sites.keys() - self._away
 
     def ask(self, packets: Mapping[str, wire.Packet]) -> None:
         self.asked.append(dict(packets))
         self._waiting.extend(self._held)
         self._held.clear()
         for name, packet in packets.items():
+            if name in self._vanishing:
+                self._away.add(name)
             if name in self._silent | self._vanishing:
                 continue
             reply = (name, self.sites[name](packet))
@@ -74,14 +80,19 @@ class FakeExchange:
                 continue
             self._waiting.extend([reply] * (2 if name in self._twice else 1))
 
+    def ask_again(self, packets: Mapping[str, wire.Packet]) -> None:
+        self.asked.append(dict(packets))
+        self._waiting.extend((name, self.sites[name](p)) for name, p in packets.items())
+
     def replies(self) -> Mapping[str, wire.Packet]:
         if not self._waiting:
             self._clock.now += self._look_seconds
+            self._away -= self._returning
             return {}
         return dict([self._waiting.popleft()])
 
     def lost(self, pending: AbstractSet[str]) -> AbstractSet[str]:
-        return {name for name in pending if name in self._vanishing}
+        return pending & self._away
 
 
 class FakeRecord:

@@ -10,6 +10,7 @@ from typing import Self
 
 from pydantic import ValidationError
 
+from fedpact.client.accounts import Accounts
 from fedpact.client.agreements import Agreements, Heard, Shown
 from fedpact.client.envoy import Envoy
 from fedpact.client.heads import Heads
@@ -115,7 +116,7 @@ class Desk:
             agreements,
             plane,
             lambda study: left_to_a_person(home, study, site.institution),
-            Heads(home, engine).exchange,
+            lambda: _report(Heads(home, engine), Accounts(home, engine), site.role),
         )
         return cls(home, site.institution, site.role, agreements, plane, envoy)
 
@@ -161,6 +162,15 @@ class Desk:
         """
         self.agreements.hear(*self.plane.propose(study))
         return self.agreements.find(study.digest)
+
+
+def _report(heads: Heads, accounts: Accounts, role: Role) -> bool:
+    """Show our transcript's head, and state our ledger; whether there was anything new."""
+    if not heads.exchange():
+        return False
+    if role is Role.DATA_HOLDER:
+        accounts.submit()
+    return True
 
 
 _INSTEAD = {

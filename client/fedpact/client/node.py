@@ -205,12 +205,14 @@ class _Hand:
     Attributes:
         message: as it was announced; None: nothing is in hand.
         tree: its objects.
-        reply: its answer, once there is one.
+        reply: its answer, once there is one. It is sent anew as the very same message: to
+            SuperLink another one would be a second answer, which it does not take, and the
+            first would never be whole.
     """
 
     message: Message | None = None
     tree: ObjectTree | None = None
-    reply: wire.Packet | None = None
+    reply: Message | None = None
 
 
 def _reason(error: Exception) -> str:
@@ -266,6 +268,9 @@ def _connect(coordinator: Coordinator, *, anew: bool) -> Iterator[_Link]:
                     heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL,
                 )
             )
+        else:
+            # Nothing else would say so soon that the coordinator is still away.
+            _send_heartbeat(client, node)
         leaves = True
         heartbeat = HeartbeatSender(lambda: _beat(client, node))
         heartbeat.start()
@@ -295,6 +300,12 @@ def _deactivate(client: FleetHttpClient, node: Node) -> None:
         log.debug("not deactivated: it was not online (%s)", error)
 
 
+def _send_heartbeat(client: FleetHttpClient, node: Node) -> None:
+    client.SendNodeHeartbeat(
+        SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+    )
+
+
 def _beat(client: FleetHttpClient, node: Node) -> bool:
     """One heartbeat; False asks the sender to try again soon.
 
@@ -302,9 +313,7 @@ def _beat(client: FleetHttpClient, node: Node) -> bool:
     call fails for the same reason and says so.
     """
     try:
-        client.SendNodeHeartbeat(
-            SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
-        )
+        _send_heartbeat(client, node)
     except httpx.TransportError:
         return False
     except httpx.HTTPStatusError as error:
@@ -345,8 +354,9 @@ def _finish(link: _Link, hand: _Hand, answer: Answer) -> None:
     assert hand.message is not None and hand.tree is not None  # noqa: S101, PT018 - for mypy
     try:
         if hand.reply is None:
-            hand.reply = answer(_pull(link, hand.message, hand.tree))
-        _push(link, hand.reply, hand.message)
+            packet = answer(_pull(link, hand.message, hand.tree))
+            hand.reply = _reply(packet, hand.message)
+        _push(link, hand.reply)
     except (ObjectPullError, ObjectPushError) as error:
         log.warning("an answer is not wanted any more: %s", error)
     except httpx.HTTPStatusError as error:
@@ -372,12 +382,17 @@ def _pull(link: _Link, message: Message, tree: ObjectTree) -> wire.Packet:
     return wire.Packet.of(content.config_records.get(RECORD, {}) if content else {})
 
 
-def _push(link: _Link, packet: wire.Packet, request: Message) -> None:
-    """Send the reply and its objects."""
+def _reply(packet: wire.Packet, request: Message) -> Message:
+    """A packet as the message that answers a request."""
     reply = Message(RecordDict({RECORD: ConfigRecord({**packet.fields()})}), reply_to=request)
-    run_id = request.metadata.run_id
     with no_object_id_recompute():
         reply.metadata.__dict__["_message_id"] = reply.object_id
+    return reply
+
+
+def _push(link: _Link, reply: Message) -> None:
+    """Send a reply, and those of its objects that SuperLink does not have."""
+    with no_object_id_recompute():
         response = link.client.PushMessages(
             PushMessagesRequest(
                 node=link.node,
@@ -389,7 +404,10 @@ def _push(link: _Link, packet: wire.Packet, request: Message) -> None:
         push_objects(
             get_all_nested_objects(reply),
             push_object_fn=make_push_object_fn_protobuf(
-                link.client.PushObject, link.node, run_id, response.session_id
+                link.client.PushObject,
+                link.node,
+                reply.metadata.run_id,
+                response.session_id,
             ),
             object_ids_to_push=set(response.objects_to_push),
         )

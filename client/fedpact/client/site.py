@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from traceback import format_tb
 from typing import Literal
 
 from fedpact.client.datasets import Dataset
@@ -102,13 +103,16 @@ class Site:
                 return self._refuse(head, error)
             except StorageError:
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - logged, and refused
                 # Whatever a coordinator sends, the daemon goes on: one that it can end is not
-                # resident. What went wrong is in the log, with where; the refusal does not say.
-                log.exception("run %s round %d: not foreseen", request.run, request.round)
-                return self._refuse(
-                    head, TrainingError(f"Not foreseen: {type(error).__name__}.")
+                # resident. The log says what kind of error and where, not its words: those may
+                # quote a record.
+                kind, where = type(error).__name__, "".join(format_tb(error.__traceback__))
+                log.error(  # noqa: TRY400
+                    "run %s round %d: not foreseen: %s\n%s",
+                    *(request.run, request.round, kind, where),
                 )
+                return self._refuse(head, TrainingError(f"Not foreseen: {kind}."))
 
     def _answer(self, request: wire.RequestHeader, weights: Weights) -> wire.Packet:
         study = _study(request)

@@ -94,8 +94,15 @@ def withdraw(
     study: StudyArgument, why: WhyOption = "", home: HomeOption = DEFAULT_HOME
 ) -> None:
     """Take an approval back: this site answers no further request of the study."""
-    desk = _desk(home)
-    _decide(desk, desk.agreements.find(study), "withdraw", why)
+    from fedpact.common.errors import StudyError
+
+    # What was approved is known here: a coordinator that is away must not hold this up.
+    desk = _own_desk(home)
+    try:
+        shown = desk.agreements.find(study)
+    except StudyError:
+        shown = _desk(home).agreements.find(study)
+    _decide(desk, shown, "withdraw", why)
 
 
 def consent(
@@ -148,21 +155,40 @@ def add_to(app: typer.Typer) -> None:
         veto,
         propose,
         results,
+        statements,
     ):
         app.command()(command)
 
 
+def statements(home: HomeOption = DEFAULT_HOME, format_: Format = "table") -> None:
+    """For an auditor: what studies have cost at each institution, as each has signed it."""
+    from fedpact.client.accounts import listed
+    from fedpact.client.home import ClientHome
+    from fedpact.common.spending import table
+
+    found = listed(ClientHome.at(home))
+    if format_ == "json":
+        _print_json([spending.model_dump(mode="json") for spending in found])
+    else:
+        console.print(table(found))
+
+
 def _desk(folder: Path) -> "Desk":
     """This institution's correspondence, with what is new at the coordinator."""
-    from fedpact.client.correspondence import Desk
-    from fedpact.client.home import ClientHome
-
-    desk = Desk.of(ClientHome.at(folder))
+    desk = _own_desk(folder)
     with notices.status("Asking the coordinator"):
         away = desk.catch_up()
     if away:
         notices.print(f"{away} Shown is what was last heard of it.")
     return desk
+
+
+def _own_desk(folder: Path) -> "Desk":
+    """This institution's correspondence as it lies here."""
+    from fedpact.client.correspondence import Desk
+    from fedpact.client.home import ClientHome
+
+    return Desk.of(ClientHome.at(folder))
 
 
 def _summary(desk: "Desk", shown: "Shown") -> dict[str, str]:

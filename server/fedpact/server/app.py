@@ -46,7 +46,7 @@ class GridExchange:
         self._nodes = dict(nodes)
         self._names = {node: name for name, node in nodes.items()}
         self._waiting: dict[str, str] = {}
-        self._activated: dict[str, str] = {}
+        self._activated: dict[str, str | None] = {}
         self._gone: set[str] = set()
         self._next_check = 0.0
 
@@ -56,14 +56,21 @@ class GridExchange:
 
     def ask(self, packets: Mapping[str, wire.Packet]) -> None:
         """Push one message to each institution; replies to earlier ones are forgotten."""
-        self._activated = self._online()
+        self._waiting.clear()
         self._gone.clear()
-        names = list(packets)
+        self.ask_again(packets)
+
+    def ask_again(self, packets: Mapping[str, wire.Packet]) -> None:
+        """Push one message more to each of some that were asked; the others are waited for."""
+        names, online = list(packets), self._online()
+        self._activated |= {name: online.get(name) for name in names}
+        self._gone -= packets.keys()
+        self._waiting = {m: n for m, n in self._waiting.items() if n not in packets}
         messages = [
             Message(to_record(packets[name]), self._nodes[name], MESSAGE_TYPE) for name in names
         ]
         sent = self._grid.push_messages(messages)
-        self._waiting = {m: n for m, n in zip(sent, names, strict=True) if m}
+        self._waiting |= {m: n for m, n in zip(sent, names, strict=True) if m}
 
     def replies(self) -> Mapping[str, wire.Packet]:
         """Replies that have come; a short rest if there are none."""

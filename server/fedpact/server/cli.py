@@ -250,6 +250,27 @@ def list_institutions(
     console.print(table)
 
 
+@server_app.command()
+def statements(
+    home: HomeOption = DEFAULT_HOME,
+    format: Format = "table",  # noqa: A002
+) -> None:
+    """Show what studies have cost at each institution, as each has signed it."""
+    from fedpact.common.spending import Spending, table
+    from fedpact.server import statements as kept
+    from fedpact.server.home import ServerHome
+    from fedpact.server.tables import transaction
+
+    with transaction(ServerHome(home).open_database()) as session:
+        found = [
+            Spending.read(row.text, row.key, row.signature) for row in kept.newest(session)
+        ]
+    if format == "json":
+        _print_json([spending.model_dump(mode="json") for spending in found])
+    else:
+        console.print(table(found))
+
+
 def _online(server: "ServerHome") -> set[str]:
     """Node ids that are connected; none while the coordinator is down."""
     from fedpact.common.errors import AddressError

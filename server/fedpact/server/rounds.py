@@ -6,6 +6,10 @@ all have answered, cannot answer any more, or the deadline has passed, adding ea
 to the aggregate as it comes, (5) check the quorum, (6) make the adapter after it, (7) write
 the round down.
 
+A site that is lost in a round is not waited for, unless the quorum needs it. Then it is, until
+the deadline, and asked the same again when it is back: it has spent the round already, and
+answers with what stands.
+
 What carries packets is an `Exchange`; what remembers is a `Record`; what was agreed are
 `Terms`. Where each comes from is not known here.
 """
@@ -38,6 +42,10 @@ class Exchange(Protocol):
 
     def ask(self, packets: Mapping[str, wire.Packet]) -> None:
         """Send a packet to each named institution."""
+        ...
+
+    def ask_again(self, packets: Mapping[str, wire.Packet]) -> None:
+        """Send a packet once more to some of those that were asked, and were lost."""
         ...
 
     def replies(self) -> Mapping[str, wire.Packet]:
@@ -218,7 +226,7 @@ class Conductor:
         self.record.round_started(number, asked)
         self.exchange.ask(dict.fromkeys(sorted(asked), request))
         self._measure(unmeasured, before.adapter)
-        after, diagnosis = self._collect(number, before, asked, started)
+        after, diagnosis = self._collect(number, before, asked, started, request)
         seconds = self.clock() - started
         self.record.round_ended(number, after.adapter, seconds, after.state, diagnosis)
         return after
@@ -277,7 +285,12 @@ class Conductor:
             self.record.measured(number, self.measure(weights))
 
     def _collect(
-        self, number: int, before: Standing, asked: AbstractSet[str], started: float
+        self,
+        number: int,
+        before: Standing,
+        asked: AbstractSet[str],
+        started: float,
+        request: wire.Packet,
     ) -> tuple[Standing, Diagnosis]:
         """Aggregate the round's updates as they come."""
         trained = aggregation.trained_manifest(self.study, before.adapter.manifest, number)
@@ -292,12 +305,14 @@ class Conductor:
         )
         total = aggregation.Round(self.study, before, number, self._clipping)
         examination = Examination(before.adapter, trained)
-        pending, counted = set(asked), 0
+        quorum, deadline = self.study.federation.quorum, self.study.federation.deadline_seconds
+        pending, away, counted = set(asked), set[str](), 0
         while pending:
             for name, packet in self.exchange.replies().items():
                 if name not in pending:
                     continue
                 pending.discard(name)
+                away.discard(name)
                 outcome = admit(packet, expected)
                 if isinstance(outcome, Admitted):
                     weight = self.study.size(self.study.institution(name))
@@ -306,22 +321,37 @@ class Conductor:
                     examination.add(outcome.change, weight)
                     counted += 1
                 self.record.answered(number, name, _answer(outcome, packet))
-            for name in pending & self.exchange.lost(pending):
-                pending.discard(name)
-                reason = "The site went away or was started again during the round."
-                self.record.answered(number, name, Answer("lost", reason))
-            if self.clock() - started > self.study.federation.deadline_seconds:
-                for name in pending:
-                    reason = f"No reply in {self.study.federation.deadline_seconds:.0f} s."
-                    self.record.answered(number, name, Answer("late", reason))
+            away |= pending & self.exchange.lost(pending - away)
+            if counted + len(pending - away) < quorum <= counted + len(pending):
+                away -= self._ask_again(away, request)
+            else:
+                self._give_up(number, away)
+                pending -= away
+                away.clear()
+            if self.clock() - started > deadline:
+                self._give_up(number, away)
+                for name in pending - away:
+                    late = Answer("late", f"No reply in {deadline:.0f} s.")
+                    self.record.answered(number, name, late)
                 break
-        if counted < self.study.federation.quorum:
+        if counted < quorum:
             raise RunError(
-                f"Round {number} has {counted} updates, its quorum is "
-                f"{self.study.federation.quorum}.",
+                f"Round {number} has {counted} updates, its quorum is {quorum}.",
                 advice="`fedpact run watch` shows why each site's reply did not count.",
             )
         return total.result(), examination.result()
+
+    def _ask_again(self, away: AbstractSet[str], request: wire.Packet) -> AbstractSet[str]:
+        """Ask those of the lost that are back; who they are."""
+        back = away & self.exchange.present() if away else away
+        if back:
+            self.exchange.ask_again(dict.fromkeys(sorted(back), request))
+        return back
+
+    def _give_up(self, number: int, away: AbstractSet[str]) -> None:
+        for name in away:
+            reason = "The site went away or was started again during the round."
+            self.record.answered(number, name, Answer("lost", reason))
 
 
 def _answer(outcome: Admitted | SetAside, packet: wire.Packet) -> Answer:

@@ -27,7 +27,7 @@ from fedpact.common.signed_calls import MAX_MESSAGE
 from fedpact.common.v1 import federation_pb2 as pb
 from fedpact.common.v1 import federation_pb2_grpc as rpc
 from fedpact.common.version import fedpact_version
-from fedpact.server import heads, institutions, pact_service
+from fedpact.server import heads, institutions, pact_service, statements
 from fedpact.server.control import Control
 from fedpact.server.doorkeeper import Doorkeeper, caller
 from fedpact.server.institutions import Keys
@@ -157,6 +157,32 @@ class Federation(rpc.FederationServicer):
     ) -> Iterator[pb.TranscriptLines]:
         """The coordinator's transcript."""
         return heads.transcript(self._plane.engine)
+
+    def SubmitStatement(  # noqa: N802
+        self, request: pb.SubmitStatementRequest, _context: object
+    ) -> pb.SubmitStatementResponse:
+        """A site's signed statement of what its data sets have spent."""
+        who, text = caller(), request.statement
+        statements.submit(self._plane.engine, who.institution, who.key, text, request.signature)
+        return pb.SubmitStatementResponse()
+
+    def ListStatements(  # noqa: N802
+        self, _request: pb.ListStatementsRequest, _context: object
+    ) -> pb.ListStatementsResponse:
+        """The newest statement of each institution."""
+        with transaction(self._plane.engine) as session:
+            return pb.ListStatementsResponse(
+                statements=[
+                    pb.Statement(
+                        institution=row.institution,
+                        statement=row.text,
+                        key=row.key,
+                        signature=row.signature,
+                        received_at=row.received_at.isoformat(),
+                    )
+                    for row in statements.newest(session)
+                ]
+            )
 
     def _register(self, node_key: bytes) -> int:
         with self._plane.control() as control:

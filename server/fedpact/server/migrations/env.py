@@ -2,7 +2,11 @@
 
 from alembic import context
 
-from fedpact.server import pact_tables, run_tables  # noqa: F401 - theirs are its tables too
+from fedpact.server import (  # noqa: F401 - theirs are its tables too
+    pact_tables,
+    run_tables,
+    statements,
+)
 from fedpact.server.tables import Base
 
 connection = context.config.attributes["connection"]

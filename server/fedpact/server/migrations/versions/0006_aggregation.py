@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0005_aggregation"
-down_revision = "0004_pact"
+revision = "0006_aggregation"
+down_revision = "0005_statements"
 branch_labels = None
 depends_on = None
 
