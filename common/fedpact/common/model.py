@@ -12,6 +12,7 @@ Rules, held in this order:
 
 import hashlib
 import importlib.util
+import warnings
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -179,6 +180,8 @@ def build(study: Study, device: torch.device) -> nn.Module:
         for module in base.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
+    # The adapter names the model as the study does, not the folder that it came from here.
+    warnings.filterwarnings("ignore", message=r"The PEFT config's .base_model_name_or_path")
     try:
         model: nn.Module = peft.get_peft_model(base, lora_config(study))
     except ValueError as error:
