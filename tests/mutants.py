@@ -123,8 +123,8 @@ MUTANTS = (
     # The self-test
     Mutant(
         f"{_CLIENT}/workbench.py",
-        "self._tested.add((run, how))",
-        "self._tested.add((run + run, how))",
+        "self._tested.add(test)",
+        "self._tested.add((run + run, *test[1:]))",
         "tests/client/test_selftest.py",
     ),
     Mutant(
