@@ -49,6 +49,8 @@ def test_ending_the_demo_leaves_no_process_behind(tmp_path, mark, number):
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
+            # Whoever runs the tests in the background may have had Ctrl-C ignored, for all of us.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         )
 
     def conducts() -> bool:
