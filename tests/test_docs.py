@@ -153,3 +153,18 @@ def test_every_target_of_the_makefile_is_in_contributing() -> None:
     assert targets
     for target in targets:
         assert f"`make {target}`" in contributing
+
+
+@pytest.mark.parametrize("page", ["coordinator", "institution"])
+def test_the_tutorials_show_the_digest_of_the_study_that_they_sign(page):
+    tutorials = ROOT / "docs" / "tutorials"
+    (toml,) = re.findall(
+        r"^```toml\n(\[study\].*?)^```",
+        (tutorials / "coordinator.md").read_text(encoding="utf-8"),
+        re.MULTILINE | re.DOTALL,
+    )
+    digest = Study.model_validate(tomllib.loads(toml)).digest
+    shown = (tutorials / f"{page}.md").read_text(encoding="utf-8")
+    assert digest in shown
+    # Shortened ones are of the same study.
+    assert set(re.findall(r"\b[0-9a-f]{12}\b(?=`| │|\))", shown)) >= {digest[:12]}
