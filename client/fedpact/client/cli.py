@@ -9,6 +9,7 @@ from fedpact.client.audit_cli import audit
 from fedpact.client.dataset_cli import DEFAULT_HOME, HomeOption, dataset_app, ledger
 from fedpact.client.policy_cli import policy_app
 from fedpact.client.watch_cli import departures, doctor, status
+from fedpact.common.cli import MetricsPort
 
 client_app = typer.Typer(no_args_is_help=True, help="An institution's daemon.")
 client_app.add_typer(dataset_app, name="dataset")
@@ -63,15 +64,7 @@ def rotate(home: HomeOption = DEFAULT_HOME) -> None:
 @client_app.command()
 def up(
     home: HomeOption = DEFAULT_HOME,
-    metrics_port: Annotated[
-        int | None,
-        typer.Option(
-            envvar="FEDPACT_METRICS_PORT",
-            min=1,
-            max=65535,
-            help="Serve metrics for Prometheus on this port, of loopback unless told otherwise.",
-        ),
-    ] = None,
+    metrics_port: MetricsPort = None,
 ) -> None:
     """Serve: answer the coordinator's requests, within your policy, until stopped."""
     import os

@@ -5,7 +5,6 @@ writes `status.json`, whole each time, when it connects, loses its connection or
 Others believe the file only while the lock is held.
 """
 
-import fcntl
 import logging
 import os
 from collections.abc import Iterator
@@ -17,8 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from fedpact.client.home import ClientHome, write_private
 from fedpact.client.metrics import ClientMetrics
 from fedpact.client.node import Answer, Watcher
-from fedpact.common import wire
-from fedpact.common.database import disk_errors
+from fedpact.common import folder_lock, wire
 from fedpact.common.errors import StorageError, UsageError
 
 log = logging.getLogger(__name__)
@@ -50,14 +48,7 @@ class DaemonStatus(BaseModel):
 
 def read_status(home: ClientHome) -> DaemonStatus | None:
     """What the daemon of a folder says of itself; None if there is none, or it only starts."""
-    try:
-        with home.lock.open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pass
-    except OSError:
-        return None
-    else:
+    if not folder_lock.is_held(home.lock):
         return None
     try:
         return DaemonStatus.model_validate_json(home.status.read_bytes())
@@ -120,16 +111,14 @@ def alone(home: ClientHome) -> Iterator[None]:
         UsageError: another one serves.
         StorageError: the folder cannot be written.
     """
-    with disk_errors():
-        lock = home.lock.open("a")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(
-                f"A daemon serves from {home.folder} already.",
-                advice="Stop that one first, or take another folder (FEDPACT_CLIENT_HOME).",
-            ) from error
+
+    def taken() -> UsageError:
+        return UsageError(
+            f"A daemon serves from {home.folder} already.",
+            advice="Stop that one first, or take another folder (FEDPACT_CLIENT_HOME).",
+        )
+
+    with folder_lock.hold(home.lock, taken):
         try:
             yield
         finally:

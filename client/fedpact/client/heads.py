@@ -4,7 +4,6 @@ Whoever has shown a head cannot show another past later. The site shows its own 
 has written anything since the last exchange, and writes down the coordinator's.
 """
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,11 +15,8 @@ from fedpact.client.service import Service
 from fedpact.client.tables import TranscriptRow, exclusive, reading
 from fedpact.common.errors import AuditError, TrustError
 from fedpact.common.head_messages import head_message, head_of
-from fedpact.common.transcript import COORDINATOR, Head
-from fedpact.common.transcript_store import TranscriptStore
+from fedpact.common.transcript import COORDINATOR
 from fedpact.common.v1 import federation_pb2 as pb
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,11 +37,12 @@ class Heads:
         Raises:
             AddressError: the coordinator cannot be reached.
             AuditError: the coordinator shows another past than before; its head is kept.
-            TrustError: what it shows is not signed with its key.
+            TrustError: what it shows is not signed with its key, or this site has not joined.
             StorageError: the site's own database fails.
         """
+        site = load_site(self.home)
+        store = self.home.transcript_of(site.institution)
         with reading(self.engine) as session:
-            store = self._store()
             newest = store.newest(session)
             if newest is None or newest.kind == "head-seen":
                 return False
@@ -53,22 +50,19 @@ class Heads:
         with Service.of(self.home) as service:
             request = pb.ExchangeHeadsRequest(head=head_message(mine))
             theirs = head_of(service.federation.ExchangeHeads(request).head)
-        key = load_site(self.home).coordinator_key
-        if theirs.author != COORDINATOR or not theirs.is_signed_by(key):
+        if theirs.author != COORDINATOR or not theirs.is_signed_by(site.coordinator_key):
             raise TrustError("The coordinator's head is not signed with its key.")
         with exclusive(self.engine, TranscriptRow.__tablename__) as session:
             before = store.last_seen(session, COORDINATOR)
             store.append(session, "head-seen", theirs.document)
-        _compare(theirs, before)
-        return True
-
-    def _store(self) -> TranscriptStore:
-        store = self.home.transcript()
-        if store is None:
-            raise TrustError(
-                "This site has not joined a coordinator.", advice="`fedpact client join TOKEN`."
+        if before is not None and theirs.contradicts(before):
+            raise AuditError(
+                f"The coordinator shows a record of {theirs.length} entries; one of "
+                f"{before.length} was shown before and is not its beginning.",
+                advice="Keep this site's folder as it is: both heads in its transcript are "
+                "signed.",
             )
-        return store
+        return True
 
 
 def fetch(home: ClientHome) -> Iterator[str]:
@@ -80,13 +74,3 @@ def fetch(home: ClientHome) -> Iterator[str]:
     with Service.of(home) as service:
         for some in service.federation.GetTranscript(pb.GetTranscriptRequest()):
             yield from some.lines
-
-
-def _compare(head: Head, before: Head | None) -> None:
-    if before is None or head.length > before.length or head == before:
-        return
-    raise AuditError(
-        f"The coordinator shows a record of {head.length} entries; one of {before.length} was "
-        "shown before and is not its beginning.",
-        advice="Keep this site's folder as it is: both heads in its transcript are signed.",
-    )

@@ -8,6 +8,15 @@ import typer
 
 study_app = typer.Typer(no_args_is_help=True, help="Write, check and show study files.")
 
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        envvar="FEDPACT_METRICS_PORT",
+        min=1,
+        max=65535,
+        help="Serve metrics for Prometheus on this port, of loopback unless told otherwise.",
+    ),
+]
 StudyFile = Annotated[Path, typer.Argument(help="The study file.")]
 
 

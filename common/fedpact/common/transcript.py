@@ -255,6 +255,15 @@ class Head:
         """The canonical text, without an end of line."""
         return canonical(self.document)
 
+    def contradicts(self, before: Self) -> bool:
+        """Whether this head and an earlier one of its author cannot both be of one record.
+
+        That a longer one really goes on from the shorter shows only in the record itself.
+        """
+        if self.length == before.length:
+            return self.hash != before.hash
+        return self.length < before.length
+
     def is_signed_by(self, key: VerifyKey) -> bool:
         """Whether the signature is of this key."""
         content = {"author": self.author, "hash": self.hash, "length": self.length}

@@ -7,6 +7,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fedpact.common.cli import MetricsPort
+
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
@@ -81,15 +83,7 @@ def init(
 @server_app.command()
 def up(
     home: HomeOption = DEFAULT_HOME,
-    metrics_port: Annotated[
-        int | None,
-        typer.Option(
-            envvar="FEDPACT_METRICS_PORT",
-            min=1,
-            max=65535,
-            help="Serve metrics for Prometheus on this port, of loopback unless told otherwise.",
-        ),
-    ] = None,
+    metrics_port: MetricsPort = None,
 ) -> None:
     """Run the coordinator until it is interrupted."""
     from fedpact.common import logs

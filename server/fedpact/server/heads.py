@@ -13,7 +13,6 @@ from sqlalchemy import Engine
 from fedpact.common import identity
 from fedpact.common.errors import AuditError, TrustError, WireError
 from fedpact.common.head_messages import head_message, head_of
-from fedpact.common.transcript import Head
 from fedpact.common.transcript_store import TranscriptStore, transcript_of
 from fedpact.common.v1 import federation_pb2 as pb
 from fedpact.server.tables import transaction
@@ -46,7 +45,7 @@ def exchange(engine: Engine, institution: str, key: bytes, message: pb.Head) -> 
         if before is None or before.length < head.length or before.hash != head.hash:
             store.append(session, "head-seen", head.document)
         ours = head_message(store.head(session))
-    if before is not None and contradicts(head, before):
+    if before is not None and head.contradicts(before):
         log.error("%s shows another past than before; both heads are kept", institution)
         raise AuditError(
             f"This head has {head.length} entries; one of {before.length} was shown before "
@@ -54,16 +53,6 @@ def exchange(engine: Engine, institution: str, key: bytes, message: pb.Head) -> 
             advice="Restore the transcript from a copy, or say openly that it was lost.",
         )
     return ours
-
-
-def contradicts(head: Head, before: Head) -> bool:
-    """Whether two heads of one author, the newer first, cannot both be of one record.
-
-    That a longer one really goes on from the shorter shows only in the record itself.
-    """
-    if head.length == before.length:
-        return head.hash != before.hash
-    return head.length < before.length
 
 
 def transcript(engine: Engine) -> Iterator[pb.TranscriptLines]:

@@ -12,7 +12,6 @@ log/             superlink.log; run-ID.log of each run
 up.json          who is serving, and where SuperLink listens; only while it runs
 """
 
-import fcntl
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,14 +187,9 @@ class ServerHome:
         What counts is the lock, which the kernel lets go however its holder ends; the file
         may be left over.
         """
-        try:
-            with self.lock.open() as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pass
-        except OSError:
-            return None
-        else:
+        from fedpact.common.folder_lock import is_held
+
+        if not is_held(self.lock):
             return None
         try:
             return Serving.model_validate_json(self.serving_file.read_bytes())

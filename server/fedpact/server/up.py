@@ -8,7 +8,6 @@ or SIGINT the gateway and the control plane close first, then the runs, then Sup
 """
 
 import asyncio
-import fcntl
 import logging
 import math
 import os
@@ -16,12 +15,12 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from sqlalchemy import Engine
 
-from fedpact.common import scrape
+from fedpact.common import folder_lock, scrape
 from fedpact.common.certificates import write_private
 from fedpact.common.errors import FedpactError, TrustError, UsageError
 from fedpact.server import institutions
@@ -45,8 +44,6 @@ _KEYS_SECONDS = 1.0
 _CERTIFICATE_SECONDS = 5.0
 _RESTART_SECONDS = (1.0, 30.0)
 _STABLE_SECONDS = 60.0
-_LOCK_ATTEMPTS = 5
-_LOCK_REST_SECONDS = 0.05
 
 AfterStart = Callable[[Engine, Control], None]
 
@@ -116,20 +113,16 @@ def _service(
 @contextmanager
 def _alone(home: ServerHome) -> Iterator[None]:
     """Hold the folder's lock; the kernel lets it go however the process ends."""
-    with home.lock.open("a") as lock:
-        # Whoever asks whether somebody serves holds the lock too, for an instant.
-        for _ in range(_LOCK_ATTEMPTS):
-            with suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            time.sleep(_LOCK_REST_SECONDS)
-        else:
-            serving = home.serving()
-            who = f" (process {serving.pid})" if serving else ""
-            raise UsageError(
-                f"A coordinator is up in {home.folder} already{who}.",
-                advice="Stop that one first, or take another --home.",
-            )
+
+    def taken() -> UsageError:
+        serving = home.serving()
+        who = f" (process {serving.pid})" if serving else ""
+        return UsageError(
+            f"A coordinator is up in {home.folder} already{who}.",
+            advice="Stop that one first, or take another --home.",
+        )
+
+    with folder_lock.hold(home.lock, taken):
         yield
 
 
