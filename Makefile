@@ -20,11 +20,14 @@ help:  ## this list
 demo: .venv/demo.stamp  ## a whole federation on this machine (about five minutes)
 	.venv/bin/fedpact demo
 
+# Tests run with one thread each, two files at a time.
+PYTEST = .venv/bin/pytest --numprocesses 2 --dist loadfile
+
 test: .venv/dev.stamp  ## every test, the end-to-end ones too
-	.venv/bin/pytest
+	$(PYTEST)
 
 unit: .venv/dev.stamp  ## the quick tests alone
-	.venv/bin/pytest -m 'not e2e'
+	$(PYTEST) -m 'not e2e'
 
 mutants: .venv/dev.stamp  ## one-line mistakes, each of which a test must find (some minutes)
 	.venv/bin/python tests/mutants.py

@@ -8,7 +8,7 @@ from fedpact.client.heads import Heads, fetch
 from fedpact.client.home import ClientHome
 from fedpact.client.rotate import rotate
 from fedpact.client.tables import TranscriptRow, exclusive
-from fedpact.common.errors import AuditError
+from fedpact.common.errors import AddressError, AuditError
 from fedpact.common.transcript_check import compare, verify
 from fedpact.common.transcript_store import transcript_of, write
 from fedpact.server.tables import TranscriptRow as CoordinatorRow
@@ -52,6 +52,15 @@ def test_each_side_holds_the_heads_that_the_other_has_shown(plane, heads):
     assert heads.exchange()
     mine, theirs = both(plane, heads)
     assert (compare(mine, theirs), compare(theirs, mine)) == (2, 2)
+
+
+def test_what_could_not_be_shown_is_still_news(tmp_path):
+    with control_plane(tmp_path / "coordinator") as plane:
+        home = joined(plane, ClientHome(tmp_path / "site"), name="Clinic")
+        heads = Heads(home, home.open_database())
+    with pytest.raises(AddressError):
+        heads.exchange()
+    assert heads.has_news()
 
 
 def test_there_is_nothing_to_show_until_something_was_written(heads):

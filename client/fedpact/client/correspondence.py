@@ -165,12 +165,16 @@ class Desk:
 
 
 def _report(heads: Heads, accounts: Accounts, role: Role) -> bool:
-    """Show our transcript's head, and state our ledger; whether there was anything new."""
-    if not heads.exchange():
+    """State our ledger, and show our transcript's head; whether there was anything new.
+
+    The statement goes first: where the connection breaks, there still is something to show, and
+    both go again.
+    """
+    if not heads.has_news():
         return False
     if role is Role.DATA_HOLDER:
         accounts.submit()
-    return True
+    return heads.exchange()
 
 
 _INSTEAD = {

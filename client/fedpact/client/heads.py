@@ -31,6 +31,18 @@ class Heads:
     home: ClientHome
     engine: Engine
 
+    def has_news(self) -> bool:
+        """Whether this site has written anything since the last exchange.
+
+        Raises:
+            TrustError: this site has not joined anyone.
+            StorageError: the site's own database fails.
+        """
+        store = self.home.transcript_of(load_site(self.home).institution)
+        with reading(self.engine) as session:
+            newest = store.newest(session)
+        return newest is not None and newest.kind != "head-seen"
+
     def exchange(self) -> bool:
         """Show our head and write the coordinator's down; whether there was anything to show.
 
@@ -41,11 +53,10 @@ class Heads:
             StorageError: the site's own database fails.
         """
         site = load_site(self.home)
+        if not self.has_news():
+            return False
         store = self.home.transcript_of(site.institution)
         with reading(self.engine) as session:
-            newest = store.newest(session)
-            if newest is None or newest.kind == "head-seen":
-                return False
             mine = store.head(session)
         with Service.of(self.home) as service:
             request = pb.ExchangeHeadsRequest(head=head_message(mine))
