@@ -4,6 +4,7 @@ import os
 
 # Before any library is loaded, so that it holds for this process and all that tests start.
 os.environ |= {
+    "COLUMNS": "200",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_TELEMETRY_ENABLED": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
