@@ -27,7 +27,7 @@ class Silence(np.random.Generator):
 
 
 def measured(losses, correct, noise: float = 1.0, rng=None):
-    scores = Scores(np.asarray(losses, np.float32), np.asarray(correct, np.bool_))
+    scores = Scores(np.asarray(losses, np.float32), np.asarray(correct, np.float32))
     how = GaussianRelease(noise, 1)
     return release(scores, STUDY, INSTITUTION, how, rng or Silence())
 

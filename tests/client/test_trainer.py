@@ -66,7 +66,7 @@ class CountingTask:
     def __init__(self, task):
         self._task = task
         self.records = []
-        self.correct = task.correct
+        self.score, self.observe, self.metrics = task.score, task.observe, task.metrics
 
     def loss(self, model, batch):
         self.records.append(len(batch["labels"]))
@@ -243,7 +243,7 @@ def test_evaluation_measures_the_adapter_given_and_goes_back_to_training(base):
     assert trainer.evaluate(received, records) == before
     after = trainer.evaluate(received.plus(change), records)
     assert after.loss < before.loss
-    assert 0 <= before.accuracy <= after.accuracy <= 1
+    assert 0 <= before.score <= after.score <= 1
     assert model.training
 
 

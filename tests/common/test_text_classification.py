@@ -94,5 +94,5 @@ def test_losses_are_each_records_own(task, study):
 
 
 def test_the_likeliest_label_is_the_prediction(task):
-    logits = np.array([[3, 1, 2], [0, 0, 1], [1, 2, 0], [5, 4, 3]], dtype=np.float32)
-    assert task.correct(logits, np.array([0, 2, 0, 1])).tolist() == [True, True, False, False]
+    logits = torch.tensor([[3.0, 1, 2], [0, 0, 1], [1, 2, 0], [5, 4, 3]])
+    assert task.score(logits, {"labels": torch.tensor([0, 2, 0, 1])}).tolist() == [1, 1, 0, 0]

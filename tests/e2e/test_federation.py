@@ -150,7 +150,7 @@ def _accuracy(adapter, study, folder) -> float:
     rows = tabular.rows_for(tabular.read(path), task, path)
     records = task.encode(tokenizer, rows, study.training.max_length)
     cpu = torch.device("cpu")
-    return evaluate(model, records, task, pad_id=tokenizer.pad_token_id, device=cpu).accuracy
+    return evaluate(model, records, task, pad_id=tokenizer.pad_token_id, device=cpu).score
 
 
 def test_what_sites_send_is_not_the_same_and_its_mean_is_what_the_adapter_becomes(

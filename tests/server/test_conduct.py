@@ -142,7 +142,7 @@ def test_peft_loads_the_adapter_and_it_is_as_good_as_the_run_said(engine, study,
         pad_id=models.load_tokenizer(study).pad_token_id,
         device=CPU,
     )
-    assert metrics.accuracy == view.rounds[-1].accuracy
+    assert metrics.score == view.rounds[-1].accuracy
     assert metrics.loss == pytest.approx(view.rounds[-1].loss, abs=1e-6)
 
 

@@ -269,7 +269,7 @@ class _CanaryTrainer(Trainer):
         super().__init__(
             model.module,
             tasks.for_study(study),
-            pad_id=int(model.tokenizer.pad_token_id),
+            pad_id=models.pad_id(model.tokenizer),
             device=model.device,
             private_step=self._canary_step,
         )

@@ -8,7 +8,7 @@ fit the study is an error that says what and where.
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
@@ -168,8 +168,8 @@ def require_unchanged(dataset: Dataset) -> None:
         raise _changed(dataset)
 
 
-def load_rows(dataset: Dataset, task: "Task") -> dict[str, list[str]]:
-    """The columns of a data set that a task reads, as text.
+def load_rows(dataset: Dataset, task: "Task") -> dict[str, list[Any]]:
+    """The columns of a data set that a task reads.
 
     Raises:
         DataError: the file is missing or has changed, lacks a column, has a record without

@@ -164,14 +164,14 @@ def _losses_after(
     for _ in range(study.training.rounds):
         weights = weights.plus(model.trainer.train(weights, inside, how, rng).change)
     models.set_adapter(model.module, weights)
-    losses, _ = evaluation.outputs(
+    found = evaluation.score(
         model.module,
         records,
         tasks.for_study(study),
-        pad_id=int(model.tokenizer.pad_token_id),
+        pad_id=models.pad_id(model.tokenizer),
         device=model.device,
     )
-    return losses.astype(float)
+    return found.losses.astype(float)
 
 
 def _half(records: int, rng: Randomness) -> Flags:

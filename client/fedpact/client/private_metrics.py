@@ -1,7 +1,7 @@
 """Loss and accuracy on a site's own records, released with noise.
 
-Each record adds one point to a sum: ½ if its prediction is right and -½ if it is wrong; and
-its loss, clipped to [0, c], as a share of c, less ½. So a record that is added or removed
+Each record adds one point to a sum: its score, which is in [0, 1] (1 or 0 where a prediction is
+right or wrong), less ½; and its loss, clipped to [0, c], as a share of c, less ½. So a record that is added or removed
 moves the sum by at most √½, whatever the adapter: also where a loss is not a number. Noise of
 the reserved multiple of √½ is added to both sums at once. They are then divided by the number
 of records that the declared size leads to expect, which is public: how many there really are
@@ -37,13 +37,15 @@ def release(
         rng: for the noise.
 
     Returns:
-        unbiased where the size is right; an accuracy may be below 0 or above 1.
+        unbiased where the size is right; the mean score, as `accuracy`, may be below 0 or above 1.
     """
     clip, expected = study.loss_clip, study.expected_validation(institution)
     clipped = np.nan_to_num(scores.losses.astype(np.float64), nan=clip, posinf=clip)
+    # A task's score is in [0, 1]; the promise must not hang on that.
+    bounded = np.clip(np.nan_to_num(scores.scores.astype(np.float64)), 0.0, 1.0)
     sums = np.array(
         [
-            (scores.correct - 0.5).sum(),
+            (bounded - 0.5).sum(),
             (np.clip(clipped, 0.0, clip) / clip - 0.5).sum(),
         ]
     )

@@ -10,7 +10,7 @@ record out of the file must not find it in training.
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,14 @@ from fedpact.client.datasets import Dataset, load_rows, require_unchanged
 from fedpact.client.home import ClientHome, write_private
 from fedpact.common import tasks
 from fedpact.common.errors import StorageError
-from fedpact.common.records import EncodedRecords, IntArray
+from fedpact.common.records import Column, EncodedRecords, IntArray
 from fedpact.common.study import Study
 
 log = logging.getLogger(__name__)
 
-_LAYOUT = 2
-_DIGEST = b"fedpact_sha256"
+_LAYOUT = 3
+_DIGEST, _SHAPE = b"fedpact_sha256", b"fedpact_shape"
+_PERSONS = " persons"  # no model calls an input so
 
 
 def encode(home: ClientHome, dataset: Dataset, study: Study, tokenizer: Any) -> EncodedRecords:
@@ -71,9 +72,11 @@ def tokenizer_digest(tokenizer: Any) -> str:
         state = json.loads(backend.to_str())
         # Left over from the last call, not part of what the tokeniser is.
         state["truncation"] = state["padding"] = None
-    else:
+    elif hasattr(tokenizer, "get_vocab"):
         state = tokenizer.get_vocab()
-    named = [type(tokenizer).__name__, tokenizer.truncation_side, state]
+    else:  # an image processor or feature extractor
+        state = tokenizer.to_dict()
+    named = [type(tokenizer).__name__, getattr(tokenizer, "truncation_side", None), state]
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
@@ -90,25 +93,58 @@ def _key(dataset: Dataset, study: Study, tokenizer: Any) -> str:
 
 def _digest(records: EncodedRecords) -> bytes:
     content = hashlib.sha256()
-    for array in (records.ids, records.offsets, records.labels, records.persons):
-        if array is not None:
-            content.update(np.ascontiguousarray(array).data)
+    for column in records.columns.values():
+        for array in (column.values, column.offsets):
+            if array is not None and array.size:
+                content.update(np.ascontiguousarray(array).data)
+    if records.persons is not None and len(records.persons):
+        content.update(np.ascontiguousarray(records.persons).data)
+    content.update(_shape(records))
     return content.hexdigest().encode()
+
+
+def _shape(records: EncodedRecords) -> bytes:
+    """What the arrays alone do not tell."""
+    columns = {
+        name: {"pad": column.pad, "shape": column.values.shape[1:]}
+        for name, column in records.columns.items()
+    }
+    shape = {"columns": columns, "values_per_token": records.values_per_token}
+    return json.dumps(shape).encode()
 
 
 def _to_bytes(records: EncodedRecords) -> bytes:
     import pyarrow as pa
 
-    ids = pa.LargeListArray.from_arrays(pa.array(records.offsets), pa.array(records.ids))
-    columns = {"ids": ids, "labels": pa.array(records.labels)}
+    columns = {name: _to_arrow(column) for name, column in records.columns.items()}
     if records.persons is not None:
-        columns["persons"] = pa.array(records.persons)
+        columns[_PERSONS] = pa.array(records.persons)
     table = pa.table(columns)
-    table = table.replace_schema_metadata({_DIGEST: _digest(records)})
+    table = table.replace_schema_metadata({_DIGEST: _digest(records), _SHAPE: _shape(records)})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     return bytes(sink.getvalue())
+
+
+def _to_arrow(column: Column) -> Any:
+    import pyarrow as pa
+
+    values = pa.array(column.values.reshape(-1))
+    if column.offsets is not None:
+        return pa.LargeListArray.from_arrays(pa.array(column.offsets), values)
+    if column.values.ndim == 1:
+        return values
+    return pa.FixedSizeListArray.from_arrays(values, int(np.prod(column.values.shape[1:])))
+
+
+def _from_arrow(array: Any, shape: Sequence[int], pad: float) -> Column:
+    import pyarrow as pa
+
+    if pa.types.is_large_list(array.type):
+        return Column(array.values.to_numpy(), array.offsets.to_numpy(), pad)
+    flat = array.values if shape else array
+    return Column(flat.to_numpy().reshape(-1, *shape) if shape else flat.to_numpy(), pad=pad)
 
 
 def _cached(path: Path) -> EncodedRecords | None:
@@ -126,10 +162,12 @@ def _read(path: Path, *_identity: int) -> EncodedRecords | None:
 
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all().combine_chunks()
-        ids, labels = table.column("ids").chunk(0), table.column("labels").chunk(0)
-        records = EncodedRecords(
-            ids.values.to_numpy(), ids.offsets.to_numpy(), labels.to_numpy(), _persons(table)
-        )
+        shape = json.loads(table.schema.metadata[_SHAPE])
+        columns = {
+            name: _from_arrow(table.column(name).chunk(0), **how)
+            for name, how in shape["columns"].items()
+        }
+        records = EncodedRecords(columns, _persons(table), shape["values_per_token"])
         damaged = table.schema.metadata.get(_DIGEST) != _digest(records)
     except (
         pa.ArrowException,
@@ -138,6 +176,7 @@ def _read(path: Path, *_identity: int) -> EncodedRecords | None:
         IndexError,
         ValueError,
         AttributeError,
+        TypeError,
     ) as error:
         log.debug("%s: %s", path, error)
         damaged = True
@@ -148,7 +187,7 @@ def _read(path: Path, *_identity: int) -> EncodedRecords | None:
 
 
 def _persons(table: Any) -> IntArray | None:
-    if "persons" not in table.column_names:
+    if _PERSONS not in table.column_names:
         return None
-    numbers: IntArray = table.column("persons").chunk(0).to_numpy()
+    numbers: IntArray = table.column(_PERSONS).chunk(0).to_numpy()
     return numbers

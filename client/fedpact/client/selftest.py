@@ -42,7 +42,6 @@ FAILS_BY_CHANCE = 1e-9
 _TOLERANCE = 1e-4  # of a gradient's norm: float32 sums in another order
 _ROUNDING = 1 + 1e-9
 _NO_NOISE, _NO_RECORD = 1e-9, 1e-13
-_TEXTS = ("one", "a second text, longer", "the third", "and a fourth one of some words")
 _OWNERS = ("first", "first", "second", "third")
 _DRAWS = 400
 _EMPTY_STEPS = 4
@@ -327,10 +326,8 @@ def _trained(module: nn.Module) -> list[nn.Parameter]:
 
 
 def _records(study: Study, tokenizer: Any) -> EncodedRecords:
-    labels = [study.task.labels[i % 2] for i in range(len(_TEXTS))]
-    rows = {study.task.text_column: _TEXTS, study.task.label_column: labels}
     task = tasks.for_study(study)
-    encoded = task.encode(tokenizer, rows, study.training.max_length)
+    encoded = task.encode(tokenizer, task.invented(), study.training.max_length)
     return replace(encoded, persons=person_numbers(_OWNERS))
 
 

@@ -68,7 +68,7 @@ def summary(home: ClientHome, shown: Shown, institution: str, role: str) -> dict
         "study": f"{study.study.name}, digest {study.digest}",
         "proposed": f"by {shown.heard.proposer} on {shown.heard.proposed_at:%Y-%m-%d}",
         "purpose": f"{study.study.purpose or 'none is given'} (use: {study.study.use})",
-        "task": f"{study.task.name}: tell apart {', '.join(study.task.labels)}",
+        "task": f"{study.task.name}: {study.task.kind.in_words(study.task)}",
         "base model": f"{study.model.base}, {_model_content(study)}",
         "leaves a site": _leaves(study),
         "privacy": _privacy(study),

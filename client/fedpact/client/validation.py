@@ -38,11 +38,11 @@ def split(study: Study, records: EncodedRecords) -> Split:
 
 
 def _draw(records: EncodedRecords, index: int) -> float:
-    """A number in [0, 1) that follows from a record's person, or else from its tokens."""
+    """A number in [0, 1) that follows from a record's person, or else from what is read of it."""
     if records.persons is not None:
         content = records.persons[index].astype("<i8").tobytes()
     else:
-        first, last = records.offsets[index : index + 2]
-        content = records.ids[first:last].astype("<i4").tobytes()
+        values = records.main.of(index)
+        content = values.astype(values.dtype.newbyteorder("<")).tobytes()
     digest = hashlib.blake2b(content, digest_size=8, salt=_SALT).digest()
     return int.from_bytes(digest, "big") / 2**64

@@ -67,13 +67,13 @@ class Workbench:
         if self._model is None or self._model.digest != study.digest:
             self._model = None  # its memory is free before the next is loaded
             self._tested.clear()
-            tokenizer = models.load_tokenizer(study)
+            tokenizer = models.load_processor(study)
             with memory_errors():
                 built = models.build(study, self._device)
             trainer = Trainer(
                 built,
                 tasks.for_study(study),
-                pad_id=int(tokenizer.pad_token_id),
+                pad_id=models.pad_id(tokenizer),
                 device=self._device,
             )
             adapter = models.get_adapter(built).manifest
@@ -155,7 +155,7 @@ class Workbench:
         if not len(records):
             raise DataError("The data set is too small to set a validation split aside.")
         found = self.model(study).trainer.evaluate(weights, records)
-        return wire.SiteMetrics(kind="raw", loss=found.loss, accuracy=found.accuracy)
+        return wire.SiteMetrics(kind="raw", loss=found.loss, accuracy=found.score)
 
     def measure_privately(
         self,

@@ -26,17 +26,20 @@ def home_option(home: Path, default: Path) -> str:
 
 
 @study_app.command()
-def new(study: StudyFile = Path("study.toml")) -> None:
+def new(
+    study: StudyFile = Path("study.toml"),
+    task: Annotated[
+        str, typer.Option(help="What kind of model is fine-tuned: `[task] name`.")
+    ] = "text-classification",
+) -> None:
     """Write a commented study file to start from."""
-    from importlib.resources import files
-
     from fedpact.common.errors import StudyError
+    from fedpact.common.study_template import template
 
     if study.exists():
         raise StudyError(f"{study} exists already.", advice="Name another file.")
-    template = files("fedpact.common").joinpath("study_template.toml").read_text("utf-8")
     try:
-        study.write_text(template, encoding="utf-8")
+        study.write_text(template(task), encoding="utf-8")
     except OSError as error:
         raise StudyError(f"{study} cannot be written: {error.strerror}.") from error
     typer.echo(f"Wrote {study}. Edit it, then `fedpact study check {study}`.")

@@ -1,6 +1,7 @@
 """Loss and metrics of a model on a set of records."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +16,18 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Metrics:
-    """What was measured: mean loss over the records, and the share that is right."""
+    """What was measured.
+
+    Attributes:
+        loss: mean over the records.
+        score: mean over the records of the task's score, in [0, 1]: of classification, the
+            share that is right.
+        more: what the task measures of all records together, by name, such as F1.
+    """
 
     loss: float
-    accuracy: float
+    score: float
+    more: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,11 +36,13 @@ class Scores:
 
     Attributes:
         losses: float32, shape [records].
-        correct: whether the prediction is right; bool, shape [records].
+        scores: how good the prediction is, in [0, 1]; float32, shape [records].
+        seen: what the task's metrics need of each record.
     """
 
     losses: npt.NDArray[np.float32]
-    correct: npt.NDArray[np.bool_]
+    scores: npt.NDArray[np.float32]
+    seen: tuple[object, ...] = ()
 
 
 def evaluate(
@@ -44,43 +55,28 @@ def evaluate(
     """
     if not len(records):
         raise ValueError("no records to evaluate on")
-    scores = score(model, records, task, pad_id=pad_id, device=device)
-    return Metrics(float(scores.losses.mean()), float(scores.correct.mean()))
+    found = score(model, records, task, pad_id=pad_id, device=device)
+    more = task.metrics(found.seen)
+    return Metrics(float(found.losses.mean()), float(found.scores.mean()), more)
 
 
 def score(
     model: nn.Module, records: EncodedRecords, task: Task, *, pad_id: int, device: torch.device
 ) -> Scores:
     """The same, record by record; there may be none."""
-    if not len(records):
-        return Scores(np.empty(0, np.float32), np.empty(0, np.bool_))
-    losses, logits = outputs(model, records, task, pad_id=pad_id, device=device)
-    return Scores(losses, task.correct(logits, records.labels))
-
-
-def outputs(
-    model: nn.Module, records: EncodedRecords, task: Task, *, pad_id: int, device: torch.device
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """What the model says of each record, in evaluation mode; its mode is put back.
-
-    Returns:
-        losses, shape [N], and logits, shape [N, labels], in the records' order.
-
-    Raises:
-        ValueError: there are no records.
-    """
-    if not len(records):
-        raise ValueError("no records to evaluate on")
     order = np.argsort(records.lengths, kind="stable")
+    losses, scores = np.empty(len(order), np.float32), np.empty(len(order), np.float32)
+    seen: list[object] = [None] * len(order)
     was_training = model.training
     model.eval()
-    losses, logits = [], []
     with torch.inference_mode():
         for start in range(0, len(order), _BATCH):
-            batch = records.collate(order[start : start + _BATCH], pad_id=pad_id, device=device)
+            rows = order[start : start + _BATCH]
+            batch = records.collate(rows, pad_id=pad_id, device=device)
             loss, output = task.loss(model, batch)
-            losses.append(loss.float().cpu().numpy())
-            logits.append(output.float().cpu().numpy())
+            losses[rows] = loss.float().cpu().numpy()
+            scores[rows] = task.score(output, batch).float().cpu().numpy()
+            for row, what in zip(rows, task.observe(output, batch), strict=True):
+                seen[row] = what
     model.train(was_training)
-    place = np.argsort(order)
-    return np.concatenate(losses)[place], np.concatenate(logits)[place]
+    return Scores(losses, scores, tuple(seen))

@@ -133,6 +133,33 @@ def load_tokenizer(study: Study) -> Any:
     return tokenizer
 
 
+def load_processor(study: Study) -> Any:
+    """What makes a model's input: its tokeniser, image processor or feature extractor.
+
+    Raises:
+        ModelError: the model is not at hand, or comes without it.
+    """
+    reads = tasks.for_study(study).reads
+    if reads == "text":
+        return load_tokenizer(study)
+    from transformers import AutoFeatureExtractor, AutoImageProcessor
+
+    folder = locate(study.model)
+    kind = AutoImageProcessor if reads == "image" else AutoFeatureExtractor
+    try:
+        return kind.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"The model folder {folder} holds nothing that reads {reads}: {_first_line(error)}",
+            advice="Save one there with `processor.save_pretrained(folder)`.",
+        ) from error
+
+
+def pad_id(processor: Any) -> int:
+    """A tokeniser's padding token; 0 where there are no tokens."""
+    return int(getattr(processor, "pad_token_id", 0))
+
+
 def choose_device() -> torch.device:
     """A GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -245,7 +272,7 @@ def lora_config(study: Study) -> Any:
 
     adapter = study.adapter
     return peft.LoraConfig(
-        task_type="SEQ_CLS",
+        task_type=tasks.for_study(study).peft_type,
         r=adapter.r,
         lora_alpha=adapter.lora_alpha,
         lora_dropout=adapter.lora_dropout,

@@ -1,9 +1,13 @@
-"""Records as a model reads them: token ids end to end, so that they can be memory-mapped."""
+"""Records as a model reads them: arrays end to end, so that they can be memory-mapped.
+
+A record has some columns. What the model reads comes first (token ids, a waveform, pixels),
+with what goes with it; what it should say comes under names that begin with `labels`.
+"""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -11,79 +15,178 @@ import torch
 from torch import Tensor
 
 IntArray = npt.NDArray[np.int64]
+Array = npt.NDArray[np.number]
 _SALT = b"fedpact person"
+TARGET: Final = "labels"
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """One field of N records: with as many values in each record, or with more in some.
+
+    Attributes:
+        values: without `offsets` shape [N, ...]; with them all records' values end to end,
+            shape [T].
+        offsets: where each record's values start, and the end, int64, shape [N + 1].
+        pad: what shorter records are filled with in a batch.
+    """
+
+    values: Array
+    offsets: IntArray | None = None
+    pad: float = 0
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Any], dtype: npt.DTypeLike, pad: float = 0) -> Self:
+        """Lay records of any length end to end; each is a list of numbers or an array."""
+        lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
+        pieces = [np.asarray(row, dtype=dtype) for row in rows]
+        flat = np.concatenate(pieces) if pieces else np.empty(0, dtype=dtype)
+        return cls(flat, np.concatenate(([0], np.cumsum(lengths))).astype(np.int64), pad)
+
+    def __len__(self) -> int:
+        return len(self.values) if self.offsets is None else len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> IntArray:
+        """Values of each record, shape [N]."""
+        if self.offsets is None:
+            return np.full(len(self), int(np.prod(self.values.shape[1:])), dtype=np.int64)
+        return np.diff(self.offsets)
+
+    def of(self, index: int) -> Array:
+        """One record's values."""
+        if self.offsets is None:
+            row: Array = self.values[index]
+            return row
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+    def select(self, indices: IntArray) -> Self:
+        """Some of the records, in the order of `indices`."""
+        if self.offsets is None:
+            return replace(self, values=self.values[indices])
+        rows = [self.of(index) for index in indices]
+        return type(self).of_rows(rows, self.values.dtype, self.pad)
+
+    def batch(self, indices: IntArray, pad: float | None = None) -> Array:
+        """Some of the records, padded to the longest, shape [n, ...]; numbers as torch counts."""
+        wide = np.int64 if np.issubdtype(self.values.dtype, np.integer) else np.float32
+        if self.offsets is None:
+            return self.values[indices].astype(wide)
+        longest = int(self.lengths[indices].max(initial=1))
+        filled = np.full((len(indices), longest), self.pad if pad is None else pad, dtype=wide)
+        for row, index in enumerate(indices):
+            record = self.of(index)
+            filled[row, : len(record)] = record
+        return filled
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedRecords:
-    """N records, tokenised.
+    """N records, as a task has encoded them.
 
     Attributes:
-        ids: token ids of all records end to end, int32, shape [T].
-        offsets: where each record starts, and the end, int64, shape [N + 1].
-        labels: label numbers, int64, shape [N].
+        columns: by the names that the model knows, the main input first.
         persons: whose each record is, as `person_numbers` has it, int64, shape [N]; None
             where nobody asked.
+        values_per_token: how many values of the main input the model makes one token of: 1
+            for text, 320 for the wav2vec family, 768 for patches of 16 by 16 pixels.
     """
 
-    ids: npt.NDArray[np.int32]
-    offsets: IntArray
-    labels: IntArray
+    columns: Mapping[str, Column]
     persons: IntArray | None = None
+    values_per_token: int = 1
 
     @classmethod
     def from_lists(
         cls,
         ids: Sequence[Sequence[int]],
-        labels: Sequence[int],
+        labels: Sequence[Any] | npt.NDArray[Any],
         persons: IntArray | None = None,
+        **more: Column,
     ) -> Self:
-        """Lay records end to end."""
-        lengths = np.fromiter((len(record) for record in ids), dtype=np.int64, count=len(ids))
-        flat = [token for record in ids for token in record]
-        return cls(
-            np.asarray(flat, dtype=np.int32),
-            np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
-            np.asarray(labels, dtype=np.int64),
-            persons,
-        )
+        """Records of text.
+
+        Args:
+            ids: each record's token ids.
+            labels: each record's target, shape [N] or [N, k]: numbers of labels, or amounts
+                as an array of floats.
+            persons: as above.
+            more: further columns.
+        """
+        amounts = isinstance(labels, np.ndarray) and labels.dtype.kind == "f"
+        columns = {
+            "input_ids": Column.of_rows(ids, np.int32),
+            **more,
+            TARGET: Column(np.asarray(labels, dtype=np.float32 if amounts else np.int64)),
+        }
+        return cls(columns, persons)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.main)
+
+    @property
+    def main(self) -> Column:
+        """The main input."""
+        return next(iter(self.columns.values()))
+
+    @property
+    def ids(self) -> Array:
+        """Values of the main input of all records: of text, token ids."""
+        return self.main.values
+
+    @property
+    def offsets(self) -> IntArray:
+        """Where each record of text starts, and the end, shape [N + 1]."""
+        if self.main.offsets is None:
+            raise ValueError("these records have no lengths of their own")
+        return self.main.offsets
+
+    @property
+    def labels(self) -> Array:
+        """The target, where there is one column of it."""
+        return self.columns[TARGET].values
 
     @property
     def lengths(self) -> IntArray:
         """Tokens of each record, shape [N]."""
-        return np.diff(self.offsets)
+        return -(-self.main.lengths // self.values_per_token)
 
     def select(self, indices: IntArray) -> Self:
         """Some of the records, in the order of `indices`."""
-        pieces = [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in indices]
-        lengths = self.lengths[indices]
-        return type(self)(
-            np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int32),
-            np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
-            self.labels[indices],
-            None if self.persons is None else self.persons[indices],
+        return replace(
+            self,
+            columns={name: column.select(indices) for name, column in self.columns.items()},
+            persons=None if self.persons is None else self.persons[indices],
         )
 
     def collate(
         self, indices: IntArray, *, pad_id: int, device: torch.device
     ) -> dict[str, Tensor]:
-        """A batch, padded to its longest record.
+        """A batch, each column padded to its longest record.
+
+        Args:
+            indices: which records, shape [n].
+            pad_id: the tokeniser's padding token, for `input_ids`.
+            device: where the batch goes.
 
         Returns:
-            `input_ids` and `attention_mask`, int64, shape [n, t]; `labels`, shape [n].
+            every column by its name, int64 or float32, shape [n, ...]; and `attention_mask`,
+            int64, shape [n, t], where records have lengths of their own.
         """
-        longest = int(self.lengths[indices].max(initial=1))
-        ids = np.full((len(indices), longest), pad_id, dtype=np.int64)
-        mask = np.zeros((len(indices), longest), dtype=np.int64)
-        for row, index in enumerate(indices):
-            record = self.ids[self.offsets[index] : self.offsets[index + 1]]
-            ids[row, : len(record)] = record
-            mask[row, : len(record)] = 1
-        batch = {"input_ids": ids, "attention_mask": mask, "labels": self.labels[indices]}
+        batch: dict[str, Array] = {
+            name: column.batch(indices, pad_id if name == "input_ids" else None)
+            for name, column in self.columns.items()
+        }
+        if self.main.offsets is not None:
+            lengths = self.main.lengths[indices]
+            places = np.arange(int(lengths.max(initial=1)))
+            batch["attention_mask"] = (places < lengths[:, None]).astype(np.int64)
         return {name: torch.from_numpy(value).to(device) for name, value in batch.items()}
+
+
+def inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What of a batch the model reads: all but the targets."""
+    return {name: value for name, value in batch.items() if not name.startswith(TARGET)}
 
 
 def person_numbers(names: Sequence[str]) -> IntArray:

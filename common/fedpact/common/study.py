@@ -13,11 +13,9 @@ import math
 from datetime import date
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     StringConstraints,
     ValidationError,
@@ -25,6 +23,7 @@ from pydantic import (
 )
 
 from fedpact.common.errors import StudyError
+from fedpact.common.task_section import Section, Task, Word, fill_head
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # Names come from other parties and end in logs, terminals and databases: no control characters,
@@ -38,9 +37,6 @@ Name = Annotated[
         pattern=r"^[^\p{Cc}\p{Zl}\p{Zp}\u202a-\u202e\u2066-\u2069]+$",
     ),
 ]
-# What is not a name is shown to people too: the same, but for length and white space at its ends.
-_PLAIN = r"^[^\p{Cc}\p{Zl}\p{Zp}\u202a-\u202e\u2066-\u2069]*$"
-Word = Annotated[str, StringConstraints(max_length=500, pattern=_PLAIN)]
 # Line breaks and tabs are part of a longer text.
 Text = Annotated[
     str,
@@ -56,10 +52,6 @@ Use = Literal[
 MAX_STEPS = 100_000
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
 class Sector(StrEnum):
     """What kind of organisation an institution is."""
 
@@ -68,7 +60,7 @@ class Sector(StrEnum):
     GOVERNMENT = "government"
 
 
-class About(_Section):
+class About(Section):
     """`[study]`: what it is called and what it is for."""
 
     name: Name = Field(description="What the study is called.")
@@ -86,34 +78,7 @@ class About(_Section):
     )
 
 
-class Task(_Section):
-    """`[task]`: what is learned, from which columns."""
-
-    name: Literal["text-classification"] = Field(
-        default="text-classification", description="What kind of model is fine-tuned."
-    )
-    labels: tuple[Word, ...] = Field(
-        min_length=2,
-        max_length=10_000,
-        description="Every label there is, in the order of the model's outputs.",
-    )
-    text_column: Word = Field(default="text", description="The column that holds the text.")
-    label_column: Word = Field(default="label", description="The column that holds the label.")
-    person_column: Word | None = Field(
-        default=None,
-        min_length=1,
-        description="The column that says whose a record is, where `privacy.unit` is person. Its "
-        "values never leave the site.",
-    )
-
-    @model_validator(mode="after")
-    def _distinct_labels(self) -> Self:
-        if len(set(self.labels)) != len(self.labels):
-            raise ValueError("a label stands in `labels` twice")
-        return self
-
-
-class BaseModelRef(_Section):
+class BaseModelRef(Section):
     """`[model]`: which pre-trained weights, exactly."""
 
     base: Word = Field(
@@ -127,7 +92,7 @@ class BaseModelRef(_Section):
     )
 
 
-class Adapter(_Section):
+class Adapter(Section):
     """`[adapter]`: the LoRA adapter, in the words of `peft.LoraConfig`."""
 
     r: int = Field(default=8, ge=1, le=256, description="LoRA rank.")
@@ -141,11 +106,12 @@ class Adapter(_Section):
         description="The linear layers that LoRA adapts.",
     )
     modules_to_save: tuple[Word, ...] = Field(
-        default=("classifier",), description="Layers trained in full: the task's head."
+        default=("classifier",),
+        description="Layers trained in full: the head, by default what the task calls it.",
     )
 
 
-class Training(_Section):
+class Training(Section):
     """`[training]`: rounds, steps and the optimiser at each site."""
 
     rounds: int = Field(default=10, ge=1, le=100_000, description="Rounds of the run.")
@@ -184,7 +150,7 @@ class Training(_Section):
     )
 
 
-class Privacy(_Section):
+class Privacy(Section):
     """`[privacy]`: the promise to each record or person, in the words of Opacus."""
 
     mechanism: Literal["dp-sgd", "none"] = Field(
@@ -213,7 +179,7 @@ class Privacy(_Section):
     )
 
 
-class Aggregation(_Section):
+class Aggregation(Section):
     """`[aggregation]`: how updates become one adapter."""
 
     method: Literal["ffa-lora", "fedavg", "fedsvd", "rolora", "flexlora"] = Field(
@@ -345,7 +311,7 @@ class Aggregation(_Section):
                 return 2 * self.bad_sites + 1
 
 
-class Federation(_Section):
+class Federation(Section):
     """`[federation]`: whom a round waits for, and how long."""
 
     quorum: int = Field(
@@ -356,7 +322,7 @@ class Federation(_Section):
     )
 
 
-class Evaluation(_Section):
+class Evaluation(Section):
     """`[evaluation]`: how good the adapter is, without a leak."""
 
     data: Word | None = Field(
@@ -381,7 +347,7 @@ class Evaluation(_Section):
     )
 
 
-class Governance(_Section):
+class Governance(Section):
     """`[governance]`: whose signatures make the study active, until when, and for whom."""
 
     data_holders: int | None = Field(
@@ -404,7 +370,7 @@ class Governance(_Section):
     )
 
 
-class Institution(_Section):
+class Institution(Section):
     """`[[institutions]]`: who takes part, and the size it declares in public."""
 
     name: Name = Field(description="The institution's name, as it was invited.")
@@ -424,7 +390,7 @@ class Institution(_Section):
     )
 
 
-class Study(_Section):
+class Study(Section):
     """A whole study file."""
 
     study: About
@@ -438,6 +404,11 @@ class Study(_Section):
     evaluation: Evaluation = Evaluation()
     governance: Governance = Governance()
     institutions: tuple[Institution, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_head(cls, document: Any) -> Any:
+        return fill_head(document)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -589,7 +560,7 @@ class Study(_Section):
     @property
     def loss_clip(self) -> float:
         """Where a record's loss is clipped in private metrics: twice the loss of a guess."""
-        return 2 * math.log(len(self.task.labels))
+        return 2 * self.task.kind.guess_loss(self.task)
 
     def trains(self, tensor: str, number: int) -> bool:
         """Whether sites train a tensor of the adapter in a round (from 1).

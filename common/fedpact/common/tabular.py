@@ -4,6 +4,7 @@ Nothing is lost in silence: a line that does not fit is an error that says where
 never a line that is left out. `.csv` and `.jsonl` may be gzipped.
 """
 
+import base64
 import csv
 import difflib
 import gzip
@@ -12,6 +13,7 @@ import io
 import json
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fedpact.common.errors import DataError
 
 if TYPE_CHECKING:
-    from fedpact.common.tasks import Task
+    from fedpact.common.tasks import Cell, Task
 
 Format = Literal["csv", "jsonl", "parquet"]
 _MOST_SHOWN = 10
@@ -193,8 +195,8 @@ def _read_parquet(path: Path, data: bytes) -> dict[str, list[Any]]:
 
 def rows_for(
     table: Table, task: "Task", path: Path, *, public: bool = False
-) -> dict[str, list[str]]:
-    """The columns of a table that a task reads, as text.
+) -> dict[str, list[Any]]:
+    """The columns of a table that a task reads: as text, or what else its `cells` says.
 
     Args:
         table: what `read` gave.
@@ -203,19 +205,19 @@ def rows_for(
         public: whether it is a public test set, of which nobody asks whose the records are.
 
     Raises:
-        DataError: the table lacks a column, has a record without a value, or a label that
+        DataError: the table lacks a column, has a record without a value, or a value that
             the study does not know.
     """
     asked = () if public or task.person_column is None else (task.person_column,)
-    rows = {column: _strings(path, table, column) for column in (*task.columns, *asked)}
+    rows = {
+        column: _cells(path, table, column, task.cells.get(column, "text"))
+        for column in (*task.columns, *asked)
+    }
     if unknown := task.unknown(rows):
         ordered = sorted(unknown.items(), key=lambda item: (-item[1], item[0]))
         shown = ", ".join(f"{value!r} ({count})" for value, count in ordered[:_MOST_SHOWN])
         more = f" and {len(ordered) - _MOST_SHOWN} more" if len(ordered) > _MOST_SHOWN else ""
-        raise DataError(
-            f"{path} has labels that the study does not know: {shown}{more}.",
-            advice="The study's [task] labels must name each; no record is left out.",
-        )
+        raise DataError(f"{path} has {task.misfit[0]}: {shown}{more}.", advice=task.misfit[1])
     return rows
 
 
@@ -225,7 +227,7 @@ def nearest(name: str, known: list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else "."
 
 
-def _strings(path: Path, table: Table, column: str) -> list[str]:
+def _cells(path: Path, table: Table, column: str, cell: "Cell") -> list[Any]:
     if column not in table.columns:
         known = list(table.columns)
         raise DataError(
@@ -234,12 +236,47 @@ def _strings(path: Path, table: Table, column: str) -> list[str]:
         )
     values = []
     for number, value in enumerate(table.columns[column], start=1):
-        text = "" if value is None else str(value)
-        if not text.strip():
+        if cell != "maybe" and (
+            value is None or (isinstance(value, str) and not value.strip())
+        ):
             raise DataError(f"{path}, record {number}: there is no {column!r}.")
-        if not isinstance(value, str | int | float):
-            raise DataError(
-                f"{path}, record {number}: {column!r} is a {type(value).__name__}, not text."
-            )
-        values.append(text)
+        try:
+            values.append(_READERS[cell](value))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{path}, record {number}: {column!r} is {error}.") from error
     return values
+
+
+def _text_of(value: Any) -> str:
+    if not isinstance(value, str | int | float):
+        raise TypeError(f"a {type(value).__name__}, not text")
+    return str(value)
+
+
+def _list_of(value: Any) -> list[Any]:
+    """A list as JSON lines and Parquet have it; as JSON in a CSV file."""
+    found = json.loads(value) if isinstance(value, str) else value
+    if not isinstance(found, list):
+        raise TypeError(f"a {type(found).__name__}, not a list")
+    return found
+
+
+def _bytes_of(value: Any) -> bytes:
+    """A file's content: as `datasets` writes images and sounds to Parquet, or in base64.
+
+    Not a path: what lies beside a data set would not be part of its digest.
+    """
+    found = value.get("bytes") if isinstance(value, dict) else value
+    if isinstance(found, str):
+        found = base64.b64decode(found, validate=True)
+    if not isinstance(found, bytes):
+        raise TypeError(f"a {type(found).__name__}, not the bytes of a file")
+    return found
+
+
+_READERS: dict["Cell", Callable[[Any], Any]] = {
+    "text": _text_of,
+    "maybe": lambda value: "" if value is None else _text_of(value),
+    "list": _list_of,
+    "bytes": _bytes_of,
+}

@@ -130,7 +130,8 @@ class SiteMetrics(BaseModel):
         kind: private, with noise that ε pays for; or raw, which is NOT PRIVATE and sent only by
             double consent.
         loss: mean over the records; clipped record by record, if private.
-        accuracy: the share that is right; noise may take it below 0 or above 1.
+        accuracy: the mean of the task's score of a record, which is in [0, 1]: of a classification,
+            the share that is right. Noise may take it below 0 or above 1.
         loss_noise: the noise's standard deviation in `loss`; 0 if raw.
         accuracy_noise: the same in `accuracy`.
     """
@@ -152,8 +153,8 @@ class SiteMetrics(BaseModel):
         float,
         Leaves(
             "gaussian",
-            "Number of right predictions, over the expected number of records. If the kind is "
-            "raw: the share that is right, NOT PRIVATE.",
+            "Sum of the task's scores (1 for a right prediction, 0 for a wrong one), over the "
+            "expected number of records. If the kind is raw: their mean, NOT PRIVATE.",
         ),
     ]
     loss_noise: Annotated[

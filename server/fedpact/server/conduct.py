@@ -145,6 +145,6 @@ def _test_set(study: Study, folder: Path) -> tuple[EncodedRecords, int] | None:
         )
     task = tasks.for_study(study)
     rows = tabular.rows_for(table, task, path, public=True)
-    tokenizer = models.load_tokenizer(study)
+    tokenizer = models.load_processor(study)
     records = task.encode(tokenizer, rows, study.training.max_length)
-    return records, int(tokenizer.pad_token_id)
+    return records, models.pad_id(tokenizer)

@@ -25,6 +25,9 @@ class RoundResult(_Part):
     round: int
     loss: float | None
     accuracy: float | None
+    """On the public test set; of another task than text-classification see `metrics`."""
+    metrics: dict[str, float]
+    """What the task measures on the public test set, by name: first the mean of its score."""
     seconds: float | None
     sites: int
     """Sites whose update counted."""
@@ -81,7 +84,7 @@ class RunResult(_Part):
     @classmethod
     def of(cls, view: RunView) -> Self:
         """The results of a run as it is now."""
-        study = view.study
+        study, name = view.study, view.study.task.kind.score
         return cls(
             run=view.id,
             study=study.study.name,
@@ -92,7 +95,8 @@ class RunResult(_Part):
                 RoundResult(
                     round=r.number,
                     loss=r.loss,
-                    accuracy=r.accuracy,
+                    accuracy=r.accuracy if name == "accuracy" else None,
+                    metrics={**({} if r.accuracy is None else {name: r.accuracy}), **r.metrics},
                     seconds=r.seconds,
                     sites=sum(a.state == "updated" for a in r.answers.values()),
                     averaging_loss=r.diagnosis.averaging_loss,
@@ -152,13 +156,14 @@ def overview(view: RunView, *, last: int | None = None) -> Group:
     """
     result = RunResult.of(view)
     rounds = Table(title=f"{result.study}: run {result.run} ({result.status})")
-    for heading in ("round", "loss", "accuracy", "seconds", "updates"):
+    name = view.study.task.kind.score
+    for heading in ("round", "loss", name.replace("_", " "), "seconds", "updates"):
         rounds.add_column(heading, justify="right")
     for r in result.rounds[-last:] if last else result.rounds:
         rounds.add_row(
             f"{r.round}/{view.study.training.rounds}",
             _number(r.loss, 4),
-            _number(r.accuracy, 4),
+            _number(r.metrics.get(name), 4),
             _number(r.seconds, 1),
             str(r.sites),
         )
@@ -198,9 +203,12 @@ def _doing(view: RunView, institution: str) -> str:
         return "training"
     measured = ""
     if answer.accuracy is not None:
-        kind = view.study.evaluation.site_metrics
+        kind, name = (
+            view.study.evaluation.site_metrics,
+            view.study.task.kind.score.replace("_", " "),
+        )
         what = "private, noisy" if kind == "private" else "NOT PRIVATE"
-        measured = f", accuracy {answer.accuracy:.3f} {what}"
+        measured = f", {name} {answer.accuracy:.3f} {what}"
     return f"{answer.state}{': ' + answer.reason if answer.reason else ''}{measured}"
 
 

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import Float, ForeignKey, Integer, String, Text
+from sqlalchemy import JSON, Float, ForeignKey, Integer, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from fedpact.server.tables import Base, Moment
@@ -45,7 +45,8 @@ class RunRow(Base):
 class RoundRow(Base):
     """One round; `seconds` is null while it is under way.
 
-    `state_digest` names the server optimiser's state after it. The last two are of
+    `accuracy` is the mean of the task's score, whatever it is called; `metrics` what else the task
+    measures. `state_digest` names the server optimiser's state after it. The last two are of
     `fedpact.server.diagnostics.Diagnosis`.
     """
 
@@ -61,6 +62,7 @@ class RoundRow(Base):
     state_digest: Mapped[str | None] = mapped_column(String(64))
     averaging_loss: Mapped[float | None] = mapped_column(Float)
     mean_cosine: Mapped[float | None] = mapped_column(Float)
+    metrics: Mapped[dict[str, float] | None] = mapped_column(JSON)
 
 
 class AnswerRow(Base):

@@ -8,7 +8,7 @@ import logging
 import os
 import secrets
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -255,7 +255,9 @@ class RunRecord:
 
     def measured(self, number: int, metrics: Metrics) -> None:
         """The adapter after this round was measured on the public test set."""
-        self._update_round(number, loss=metrics.loss, accuracy=metrics.accuracy)
+        self._update_round(
+            number, loss=metrics.loss, accuracy=metrics.score, metrics=dict(metrics.more)
+        )
 
     def should_stop(self) -> bool:
         """Whether someone asked the run to stop."""
@@ -281,7 +283,9 @@ class RunRecord:
             partial.unlink(missing_ok=True)
             raise storage_error(error) from error
 
-    def _update_round(self, number: int, **values: float | str | None) -> None:
+    def _update_round(
+        self, number: int, **values: float | str | dict[str, float] | None
+    ) -> None:
         with transaction(self._engine) as session:
             session.execute(
                 update(RoundRow)
@@ -292,7 +296,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class RoundView:
-    """A round as it is shown; `answers` by institution."""
+    """A round as it is shown; `answers` by institution, `accuracy` the mean of the task's score."""
 
     number: int
     seconds: float | None
@@ -300,6 +304,7 @@ class RoundView:
     accuracy: float | None
     answers: dict[str, Answer]
     diagnosis: Diagnosis = field(default_factory=Diagnosis)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -363,6 +368,7 @@ def _round_view(row: RoundRow, answers: Sequence[AnswerRow]) -> RoundView:
             for a in answers
         },
         Diagnosis(row.averaging_loss, row.mean_cosine),
+        row.metrics or {},
     )
 
 

@@ -141,7 +141,7 @@ def deal(
         how = parse_partition(spec)
         if sites is None and not spec.startswith("column:"):
             sites = len(study.institutions) or 3
-        labels = rows[study.task.label_column]
+        labels = task.strata(rows)
         owners = rows.get(study.task.person_column) if study.task.person_column else None
         shards = partition(
             how, labels=labels, columns=columns, sites=sites, seed=seed, persons=owners
@@ -156,7 +156,7 @@ def deal(
     study = study.model_copy(
         update={"federation": study.federation.model_copy(update={"quorum": quorum})}
     ).with_institutions(institutions)
-    records = task.encode(models.load_tokenizer(study), rows, study.training.max_length)
+    records = task.encode(models.load_processor(study), rows, study.training.max_length)
     return Federation(study, tuple(shards), records, table.sha256, folder)
 
 

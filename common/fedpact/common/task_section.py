@@ -1,0 +1,174 @@
+"""`[task]`: what is learned, from which columns; and what is known of each task without its code.
+
+`KINDS` is what `fedpact study check` and the coordinator need to know of a task, so that neither
+loads a model library for it. What a task does is in `fedpact.common.tasks`, a file for each.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
+
+# What other parties write is shown to people: no control characters, line separators or
+# reversed writing in it.
+PLAIN = r"^[^\p{Cc}\p{Zl}\p{Zp}\u202a-\u202e\u2066-\u2069]*$"
+Word = Annotated[str, StringConstraints(max_length=500, pattern=PLAIN)]
+TaskName = Literal["text-classification", "multi-label-classification", "text-regression"]
+
+
+class Section(BaseModel):
+    """A table of the study file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Task(Section):
+    """`[task]`: what is learned, from which columns."""
+
+    name: TaskName = Field(
+        default="text-classification", description="What kind of model is fine-tuned."
+    )
+    labels: tuple[Word, ...] = Field(
+        default=(),
+        max_length=10_000,
+        description="Every label there is, in the order of the model's outputs; for tasks with "
+        "labels.",
+    )
+    text_column: Word = Field(default="text", description="The column that holds the text.")
+    text_pair_column: Word | None = Field(
+        default=None,
+        min_length=1,
+        description="The column of a second text, which is read together with the first.",
+    )
+    label_column: Word = Field(
+        default="label",
+        description="The column that holds the label; for multi-label-classification all of a "
+        "record's labels, with | between them; for text-regression the value.",
+    )
+    low: float | None = Field(
+        default=None,
+        description="The lowest value that can be, for text-regression: public, not counted.",
+    )
+    high: float | None = Field(default=None, description="The highest value that can be.")
+    person_column: Word | None = Field(
+        default=None,
+        min_length=1,
+        description="The column that says whose a record is, where `privacy.unit` is person. Its "
+        "values never leave the site.",
+    )
+
+    @field_validator("labels")
+    @classmethod
+    def _none_or_some(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        if len(labels) == 1:
+            raise ValueError("with one label there is nothing to tell apart")
+        return labels
+
+    @model_validator(mode="after")
+    def _has_what_its_kind_reads(self) -> Self:
+        kind = KINDS[self.name]
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if name not in (*_OF_ALL, *kind.reads) and value != field.default:
+                raise ValueError(f"{self.name} does not read `{name}`")
+            if name in kind.needs and value == field.default:
+                raise ValueError(f"{self.name} needs `{name}`")
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("a label stands in `labels` twice")
+        kind.check(self)
+        return self
+
+    @property
+    def kind(self) -> "Kind":
+        """What is known of the task without its code."""
+        return KINDS[self.name]
+
+
+_OF_ALL = ("name", "person_column")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is known of a task without its code.
+
+    Attributes:
+        reads: the fields of `[task]` that it uses, besides those of every task.
+        needs: those of them that have no default.
+        head: the layers that are trained in full where `[adapter]` does not say.
+        score: what the mean over the records of `Task.score` is called.
+        in_words: what a model of it does, for a data steward.
+        guess_loss: a record's loss where the model knows nothing: in private metrics losses
+            are clipped at twice that.
+        check: raises ValueError where fields do not go together.
+    """
+
+    reads: tuple[str, ...]
+    needs: tuple[str, ...]
+    head: tuple[str, ...]
+    score: str
+    in_words: Callable[[Task], str]
+    guess_loss: Callable[[Task], float]
+    check: Callable[[Task], None] = lambda _: None
+
+
+_TEXT = ("text_column", "text_pair_column")
+
+
+def _separable(task: Task) -> None:
+    if any("|" in label or label != label.strip() or not label for label in task.labels):
+        raise ValueError("a label with | or white space at its ends cannot be told from two")
+
+
+def _ordered(task: Task) -> None:
+    if task.low is not None and task.high is not None and not task.low < task.high:
+        raise ValueError("`low` must be below `high`")
+
+
+KINDS: dict[str, Kind] = {
+    "text-classification": Kind(
+        reads=(*_TEXT, "labels", "label_column"),
+        needs=("labels",),
+        head=("classifier",),
+        score="accuracy",
+        in_words=lambda task: f"tell apart {', '.join(task.labels)}",
+        guess_loss=lambda task: math.log(len(task.labels)),
+    ),
+    "multi-label-classification": Kind(
+        reads=(*_TEXT, "labels", "label_column"),
+        needs=("labels",),
+        head=("classifier",),
+        score="labels_right",
+        in_words=lambda task: f"say which of {', '.join(task.labels)} hold",
+        guess_loss=lambda _: math.log(2),
+        check=_separable,
+    ),
+    "text-regression": Kind(
+        reads=(*_TEXT, "label_column", "low", "high"),
+        needs=("low", "high"),
+        head=("classifier",),
+        score="closeness",
+        in_words=lambda task: f"estimate {task.label_column}, from {task.low} to {task.high}",
+        guess_loss=lambda _: 0.25,
+        check=_ordered,
+    ),
+}
+
+
+def fill_head(document: Any) -> Any:
+    """A study's document with the head of its task where `[adapter]` names none."""
+    if not isinstance(document, dict):
+        return document
+    task, adapter = document.get("task"), document.get("adapter", {})
+    name = task.get("name", "text-classification") if isinstance(task, dict) else None
+    if name not in KINDS or not isinstance(adapter, dict):
+        return document
+    return {**document, "adapter": {"modules_to_save": KINDS[name].head, **adapter}}
