@@ -159,7 +159,6 @@ _RESULT_WORDS: Final = {
     ("RunResult", "adapter"): "The folder with the adapter; empty while there is none.",
     ("RoundResult", "round"): "Its number, from 1.",
     ("RoundResult", "loss"): "On the public test set, after the round.",
-    ("RoundResult", "accuracy"): "On the public test set, after the round.",
     ("RoundResult", "seconds"): "How long it took; null while it is under way.",
     ("SiteResult", "name"): "The institution.",
     ("SiteResult", "sector"): "Its sector.",

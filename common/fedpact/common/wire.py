@@ -130,8 +130,7 @@ class SiteMetrics(BaseModel):
         kind: private, with noise that ε pays for; or raw, which is NOT PRIVATE and sent only by
             double consent.
         loss: mean over the records; clipped record by record, if private.
-        accuracy: the mean of the task's score of a record, which is in [0, 1]: of a classification,
-            the share that is right. Noise may take it below 0 or above 1.
+        accuracy: the mean of the task's score, in [0, 1]; noise may take it below 0 or above 1.
         loss_noise: the noise's standard deviation in `loss`; 0 if raw.
         accuracy_noise: the same in `accuracy`.
     """

@@ -25,7 +25,7 @@ class RoundResult(_Part):
     round: int
     loss: float | None
     accuracy: float | None
-    """On the public test set; of another task than text-classification see `metrics`."""
+    """On the public test set, after the round; null for a task whose score is another."""
     metrics: dict[str, float]
     """What the task measures on the public test set, by name: first the mean of its score."""
     seconds: float | None

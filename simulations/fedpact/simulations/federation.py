@@ -100,7 +100,7 @@ class Federation:
             dataset=lambda _: dataset,
             records=lambda study, _: split(study, mine),
             agreed=lambda _: None,
-            policy=lambda: _POLICY,
+            policy=lambda: _POLICY.model_copy(update={"tasks": (self.study.task.name,)}),
             ledger=Ledger(engine),
             gate=Gate(engine, home.outbox),
             workbench=workbench,
