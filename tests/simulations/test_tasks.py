@@ -51,7 +51,6 @@ def test_a_task_is_learned_under_dp(tiny, tmp_path, name):
     write(tmp_path / "data.jsonl", label_of, 240, 0)
     write(tmp_path / "public.jsonl", label_of, 60, 1)
 
-
     (tmp_path / "study.toml").write_text(tomli_w.dumps(document))
     asked = Simulation(
         study=tmp_path / "study.toml",
