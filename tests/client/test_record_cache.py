@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -14,7 +15,7 @@ from fedpact.client.home import ClientHome
 from fedpact.client.record_cache import encode, forget_all_but, tokenizer_digest
 from fedpact.common import tasks
 from fedpact.common.errors import DataError, StorageError
-from fedpact.common.records import EncodedRecords
+from fedpact.common.records import Column, EncodedRecords
 from support.site_factory import a_home, a_study, write_csv
 
 STUDY = a_study()
@@ -90,6 +91,33 @@ def test_they_are_mapped_and_cannot_be_written(site, tokenizer):
         assert not array.flags.writeable
         assert not array.flags.owndata
     assert encode(home, dataset, STUDY, tokenizer) is records
+
+
+def test_targets_of_many_numbers_and_columns_of_any_kind_are_kept(site, tokenizer):
+    home, _, dataset = site
+    study = a_study(task={"name": "multi-label-classification"})
+    assert same(encode(home, dataset, study, tokenizer), plainly(dataset, study, tokenizer))
+    assert encode(home, dataset, study, tokenizer).labels.shape == (120, 2)
+    sounds = EncodedRecords(
+        {
+            "input_values": Column.of_rows([[0.5], [0.25, 1.0]], np.float32),
+            "pixels": Column(np.arange(8, dtype=np.uint8).reshape(2, 2, 2)),
+            "labels": Column.of_rows([[1, 2], [3]], np.int64, pad=-100),
+        },
+        values_per_token=320,
+    )
+    path = home.cache / "sounds.arrow"
+    path.write_bytes(record_cache._to_bytes(sounds))
+    found = record_cache._cached(path)
+    assert (found.values_per_token, list(found.columns)) == (320, list(sounds.columns))
+    for name, column in sounds.columns.items():
+        assert found.columns[name].pad == column.pad
+        for index in range(2):
+            np.testing.assert_array_equal(found.columns[name].of(index), column.of(index))
+    batch = found.collate(np.arange(2), pad_id=0, device=torch.device("cpu"))
+    assert batch["labels"].tolist() == [[1, 2], [3, -100]]
+    assert batch["attention_mask"].tolist() == [[1, 0], [1, 1]]
+    assert batch["pixels"].dtype == torch.int64
 
 
 def test_what_decides_the_encoding_decides_the_file(site, tokenizer):
