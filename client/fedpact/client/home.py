@@ -39,10 +39,12 @@ class ClientHome:
     Attributes:
         folder: the folder itself.
         database: an SQLAlchemy URL where the database is elsewhere; empty: in the folder.
+        durable: whether its database survives a power cut; a simulated site's need not.
     """
 
     folder: Path
     database: str = ""
+    durable: bool = True
 
     @classmethod
     def default(cls) -> "ClientHome":
@@ -135,7 +137,7 @@ class ClientHome:
             StorageError: it cannot be reached, written, or was written by a newer fedpact.
         """
         self.create()
-        engine = open_database(self.database_url, MIGRATIONS)
+        engine = open_database(self.database_url, MIGRATIONS, durable=self.durable)
         if not self.database:
             # SQLite gives its -wal and -shm files the rights of the main file.
             with contextlib.suppress(OSError):

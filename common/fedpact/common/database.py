@@ -6,6 +6,7 @@ survived a power cut. Each room keeps its tables and its migrations; this module
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ def sqlite_url(path: Path) -> str:
     return f"sqlite:///{path}"
 
 
-def open_database(url: str, migrations: Path) -> Engine:
+def open_database(url: str, migrations: Path, *, durable: bool = True) -> Engine:
     """Open a database and bring its tables to the newest revision.
 
     Args:
         url: an SQLAlchemy URL, for instance `sqlite:////var/lib/fedpact/fedpact.db` or
             `postgresql+psycopg://user@host/name`.
         migrations: a room's Alembic folder (`env.py` and `versions/`).
+        durable: whether what was committed must survive a power cut; a simulation, which
+            begins anew after one, saves the time.
 
     Raises:
         StorageError: it cannot be reached or written, is damaged, or was written by a newer fedpact.
@@ -37,7 +40,7 @@ def open_database(url: str, migrations: Path) -> Engine:
     try:
         engine = create_engine(url)
         if engine.dialect.name == "sqlite":
-            event.listen(engine, "connect", _prepare_sqlite)
+            event.listen(engine, "connect", partial(_prepare_sqlite, durable))
             Path(make_url(url).database or "").parent.mkdir(parents=True, exist_ok=True)
         _upgrade(engine, migrations)
     except (ArgumentError, ImportError) as error:
@@ -85,10 +88,10 @@ def disk_errors() -> Iterator[None]:
         raise storage_error(error) from error
 
 
-def _prepare_sqlite(connection: Any, _record: object) -> None:
+def _prepare_sqlite(durable: bool, connection: Any, _record: object) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
     cursor.close()

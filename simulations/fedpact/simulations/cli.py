@@ -67,28 +67,61 @@ def simulate(
     partition: Annotated[
         str, typer.Option(help="iid, dirichlet:ALPHA, quantity:ALPHA or column:NAME.")
     ] = "iid",
-    seed: Annotated[int, typer.Option(help="Seed of partition, sampling and noise.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Seed of partition, sampling and noise (and, compared, the adapter)."
+        ),
+    ] = 0,
     grid: Annotated[
         Literal["process", "ray"], typer.Option(help="One process, or Flower's Ray backend.")
     ] = "process",
     folder: Annotated[
-        Path | None, typer.Option(help="Where to keep the run; a new folder by default.")
+        Path | None,
+        typer.Option(
+            help="Where to keep the run, by default a new folder; or the comparison, which goes on "
+            "with what is there."
+        ),
     ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A key of the study and the values to compare, such as "
+            "aggregation.method=ffa-lora,fedavg; several make a grid."
+        ),
+    ] = None,
+    tune: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A key and values: each variant takes the best on records held out from training."
+        ),
+    ] = None,
+    seeds: Annotated[
+        int,
+        typer.Option(min=1, help="With --compare or --tune: how many seeds, from --seed on."),
+    ] = 3,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="With --compare or --tune: in how many processes.")
+    ] = 1,
     format: Format = "table",  # noqa: A002
 ) -> None:
-    """Run a study among simulated sites, in one process or on Ray."""
+    """Run a study among simulated sites, in one process or on Ray, or compare variants of it."""
     from fedpact.simulations.simulate import Simulation, run_simulation
 
-    run_simulation(
-        Simulation(
-            study,
-            data=data,
-            sites=sites,
-            partition=partition,
-            seed=seed,
-            grid=grid,
-            folder=folder,
-        ),
+    asked = Simulation(
+        study, data=data, sites=sites, partition=partition, seed=seed, grid=grid, folder=folder
+    )
+    if not (compare or tune):
+        run_simulation(asked, as_json=format == "json")
+        return
+    from fedpact.simulations.compare_cli import run_comparison
+
+    run_comparison(
+        asked,
+        axes=compare or (),
+        tune=tune or (),
+        seeds=seeds,
+        jobs=jobs,
         as_json=format == "json",
     )
 

@@ -9,9 +9,11 @@ import itertools
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from pydantic import ValidationError
@@ -30,7 +32,7 @@ from fedpact.common import model as models
 from fedpact.common import tabular, tasks
 from fedpact.common.errors import DataError, UsageError
 from fedpact.common.records import EncodedRecords
-from fedpact.common.study import Institution, Sector, Study
+from fedpact.common.study import BaseModelRef, Institution, Sector, Study, Task
 from fedpact.simulations.partition import Shard, parse_partition, partition
 
 DATA = "simulated"
@@ -70,7 +72,7 @@ class Federation:
     def home(self, index: int) -> ClientHome:
         """The folder of one of the sites; what a data file calls it must not lead elsewhere."""
         name = re.sub(r"[^\w-]+", "_", self.shards[index].name)
-        return ClientHome(self.folder / f"{index + 1:03}-{name[:60]}")
+        return ClientHome(self.folder / f"{index + 1:03}-{name[:60]}", durable=False)
 
     def site(self, index: int, workbench: Workbench) -> Site:
         """Open one of the sites."""
@@ -134,8 +136,7 @@ def deal(
         StudyError: the study does not allow such sites.
     """
     task = tasks.for_study(study)
-    table = tabular.read(data)
-    rows = tabular.rows_for(table, task, data)
+    table, rows, records = _read(_Reading.of(study, data))
     columns = {name: [str(v) for v in values] for name, values in table.columns.items()}
     try:
         how = parse_partition(spec)
@@ -156,8 +157,35 @@ def deal(
     study = study.model_copy(
         update={"federation": study.federation.model_copy(update={"quorum": quorum})}
     ).with_institutions(institutions)
-    records = task.encode(models.load_processor(study), rows, study.training.max_length)
     return Federation(study, tuple(shards), records, table.sha256, folder)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A data set as a study reads it; equal where what is read is, whatever else differs."""
+
+    data: Path
+    sha256: str
+    task: Task
+    model: BaseModelRef
+    max_length: int
+    study: Study = field(compare=False)
+
+    @classmethod
+    def of(cls, study: Study, data: Path) -> Self:
+        """What a study reads of a file as it is now."""
+        digest = tabular.content_digest(data)
+        return cls(data, digest, study.task, study.model, study.training.max_length, study)
+
+
+@lru_cache(maxsize=2)
+def _read(what: _Reading) -> tuple[tabular.Table, dict[str, list[str]], EncodedRecords]:
+    """Read and tokenise a data set, once for all simulations in this process."""
+    task = tasks.for_study(what.study)
+    table = tabular.read(what.data)
+    rows = tabular.rows_for(table, task, what.data)
+    processor = models.load_processor(what.study)
+    return table, rows, task.encode(processor, rows, what.max_length)
 
 
 def _institution(shard: Shard, sector: Sector, owners: Sequence[str] | None) -> Institution:

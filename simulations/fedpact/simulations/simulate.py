@@ -1,6 +1,7 @@
 """`fedpact simulate`: a study among simulated sites, in one process or on Ray."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from fedpact.server.home import MIGRATIONS
 from fedpact.server.results import RunResult, overview
 from fedpact.server.rounds import Terms
 from fedpact.simulations.federation import Federation, deal, find_data, seeded_workbench
-from fedpact.simulations.grid import InProcessGrid
+from fedpact.simulations.grid import Answer, InProcessGrid
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def simulate(asked: Simulation, console: Console) -> tuple[RunResult, runs.RunVi
             study, data, asked.partition, asked.sites, asked.seed, folder / "sites"
         )
         federation.prepare()
-    engine = open_database(sqlite_url(folder.resolve() / "fedpact.db"), MIGRATIONS)
+    engine = open_coordinator(folder)
     run = runs.create(engine, federation.study, asked.study.parent)
     artifacts = folder.resolve() / "artifacts"
     with console.status(f"Run {run}"):
@@ -79,18 +80,41 @@ def simulate(asked: Simulation, console: Console) -> tuple[RunResult, runs.RunVi
 
             conduct_on_ray(engine, run, federation, artifacts, asked.seed)
         else:
-            _conduct_here(engine, run, federation, artifacts, asked.seed)
+            conduct_here(engine, run, federation, artifacts, asked.seed)
     view = runs.view(engine, run)
     return RunResult.of(view), view
 
 
-def _conduct_here(
-    engine: Engine, run: str, federation: Federation, artifacts: Path, seed: int
+def open_coordinator(folder: Path) -> Engine:
+    """The database of a simulated coordinator, which begins anew if the power fails."""
+    url = sqlite_url(folder.resolve() / "fedpact.db")
+    return open_database(url, MIGRATIONS, durable=False)
+
+
+def conduct_here(
+    engine: Engine,
+    run: str,
+    federation: Federation,
+    artifacts: Path,
+    seed: int,
+    around: Callable[[int, Answer], Answer] = lambda _, answer: answer,
 ) -> None:
-    """Conduct a run with every site in this process."""
+    """Conduct a run with every site in this process.
+
+    Args:
+        engine: the coordinator's database, in which the run was created.
+        run: the run's identifier.
+        federation: the sites.
+        artifacts: the folder for adapters.
+        seed: of sampling and noise.
+        around: what stands between a site (by its index) and the coordinator.
+
+    Raises:
+        FedpactError: why the run cannot go on.
+    """
     workbench = seeded_workbench(seed)
     sites = [federation.site(i, workbench) for i in range(len(federation.shards))]
-    grid = InProcessGrid({i: site.answer for i, site in enumerate(sites)})
+    grid = InProcessGrid({i: around(i, site.answer) for i, site in enumerate(sites)})
     nodes = {site.name: i for i, site in enumerate(sites)}
     conduct(
         engine,
