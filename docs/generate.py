@@ -28,6 +28,16 @@ from fedpact.server.results import CentralResult, RoundResult, RunResult, SiteRe
 from fedpact.server.roles import ALLOWED
 from fedpact.server.settings import Settings
 from fedpact.simulations.cli import app
+from fedpact.simulations.comparison_results import (
+    COLUMNS,
+    ComparisonResult,
+    Failure,
+    Setting,
+    Spread,
+    Try,
+    Tuning,
+    VariantResult,
+)
 
 FOLDER: Final = Path(__file__).parent / "reference"
 _NOTICE: Final = "<!-- Written by docs/generate.py from the code: do not edit by hand. -->"
@@ -236,11 +246,17 @@ def results_page() -> str:
         "`fedpact demo`, `fedpact simulate` and `fedpact run watch` print this object with",
         "`--format json`, on standard output; progress goes to standard error.",
     ]
-    for model in (RunResult, RoundResult, SiteResult, CentralResult):
-        name = model.__name__
-        words = {key: text for (owner, key), text in _RESULT_WORDS.items() if owner == name}
-        lines += ["", f"## {name}", "", (model.__doc__ or "").strip(), ""]
-        lines += _fields(model, words, defaults=False)
+    lines += _described(RunResult, RoundResult, SiteResult, CentralResult)
+    lines += [
+        "",
+        "## Comparisons",
+        "",
+        "`fedpact simulate --compare` prints a `ComparisonResult` with `--format json` and writes it to",
+        "`summary.json` in its folder. Beside it lies `rounds.parquet`: one row for each round of each",
+        f"cell, with the columns {', '.join(f'`{name}`' for name in COLUMNS)}. There, bytes are those of",
+        "all sites together, and ε is what the run has cost so far, the largest of all sites.",
+    ]
+    lines += _described(ComparisonResult, Setting, VariantResult, Spread, Tuning, Try, Failure)
     lines += [
         "",
         "## Other commands with `--format json`",
@@ -303,6 +319,15 @@ def results_page() -> str:
         ),
     ]
     return _page(lines)
+
+
+def _described(*models: type[BaseModel]) -> Iterator[str]:
+    """A section for each of some models of results."""
+    for model in models:
+        name = model.__name__
+        words = {key: text for (owner, key), text in _RESULT_WORDS.items() if owner == name}
+        yield from ("", f"## {name}", "", (model.__doc__ or "").strip(), "")
+        yield from _fields(model, words, defaults=False)
 
 
 _BY: Final = {

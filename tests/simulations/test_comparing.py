@@ -3,7 +3,6 @@
 import json
 import shutil
 from io import StringIO
-from pathlib import Path
 
 import pytest
 import tomli_w
@@ -13,34 +12,12 @@ from rich.console import Console
 from fedpact.common import tabular
 from fedpact.common.errors import StudyError, UsageError
 from fedpact.simulations import comparison, held_out
-from fedpact.simulations.comparing import Comparison, compare
 from fedpact.simulations.simulate import Simulation, simulate
+from support.comparisons import ROUNDS, SITES, prepare, run
 from support.persons import person_sections, write_persons
 from support.tiny_bert import LABELS, some_rows, write_data
 
-SITES = 2
-ROUNDS = 2
 METHODS = "aggregation.method=ffa-lora,fedavg"
-
-
-def prepare(tiny, folder: Path, **sections: dict) -> Path:
-    """A folder with a study, its data and its public test set; the study's path."""
-    write_data(folder / "public.csv", records=40, seed=99)
-    write_data(folder / "data.csv", records=120)
-    sections = {"training": {"rounds": ROUNDS}, "institutions": [], **sections}
-    return tiny.write_study(
-        folder / "study.toml", evaluation={"data": "public.csv"}, **sections
-    )
-
-
-def run(study: Path, *axes: str, folder: str = "compared", **asked):
-    """Compare; the result and what was said meanwhile."""
-    said = StringIO()
-    asked = {"variants": comparison.variants(axes), "seeds": (0, 1), "sites": SITES, **asked}
-    result = compare(
-        Comparison(study, folder=study.parent / folder, **asked), Console(file=said)
-    )
-    return result, said.getvalue()
 
 
 @pytest.fixture(scope="module")

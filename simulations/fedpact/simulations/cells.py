@@ -24,6 +24,7 @@ from fedpact.common.study import Study
 from fedpact.common.version import fedpact_version
 from fedpact.server import runs
 from fedpact.server.results import CentralResult, RunResult
+from fedpact.simulations.attacks import Attack, Conspiracy
 from fedpact.simulations.federation import deal
 from fedpact.simulations.grid import Answer
 from fedpact.simulations.simulate import conduct_here, open_coordinator
@@ -187,13 +188,18 @@ def _simulated(cell: Cell, home: Path, tick: Tick) -> CellResult:
     federation = deal(
         cell.study, cell.data, cell.partition, cell.sites, cell.seed, home / "sites"
     )
+    around: Callable[[int, Answer], Answer] = _honest
+    if cell.attack:
+        attack = Attack.parse(cell.attack)
+        federation = attack.on_labels(federation)
+        around = Conspiracy(attack, len(federation.shards), cell.seed).around
     federation.prepare()
     engine = open_coordinator(home)
     run_id = runs.create(engine, federation.study, cell.folder_of_study)
     meter = _Meter(len(federation.shards))
 
     def watched(index: int, answer: Answer) -> Answer:
-        del index
+        answer = around(index, answer)
         return meter.around(answer, lambda done: tick(done, _newest_score(engine, run_id)))
 
     try:
@@ -227,6 +233,10 @@ def _simulated(cell: Cell, home: Path, tick: Tick) -> CellResult:
         central=result.central,
         seconds=time.monotonic() - began,
     )
+
+
+def _honest(_index: int, answer: Answer) -> Answer:
+    return answer
 
 
 class _Meter:
