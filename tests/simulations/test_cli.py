@@ -86,6 +86,11 @@ CASES = {
     "an unknown study": (("study", "check", "nowhere.toml"), 10, "no study file nowhere.toml"),
     "a study to run that is not there": (("run", "start", "nowhere.toml"), 10, "no study file"),
     "a simulation of nothing": (("simulate", "nowhere.toml"), 10, "no study file nowhere.toml"),
+    "a comparison on Ray": (
+        ("simulate", "nowhere.toml", "--compare", "adapter.r=1,2", "--grid", "ray"),
+        2,
+        "this machine's own processes",
+    ),
     "a run without a coordinator": (("run", "list"), 2, "no coordinator in"),
     "a run to watch": (("run", "watch", "x"), 2, "no coordinator in"),
     "a run to stop": (("run", "stop", "x"), 2, "no coordinator in"),
@@ -157,6 +162,26 @@ def test_a_folder_that_cannot_be_written_is_said(run, tiny, tmp_path):
     tiny.write_study(tmp_path / "study.toml")
     (tmp_path / "file").touch()
     ends_with(run("simulate", "study.toml", "--folder", "file/run"), 18, "cannot be")
+
+
+def test_a_comparison_of_which_a_part_fails_is_told_whole_and_ends_with_its_code(
+    run, tiny, tmp_path
+):
+    write_data(tmp_path / "data.csv")
+    write_data(tmp_path / "public.csv", records=40)
+    tiny.write_study(
+        tmp_path / "study.toml",
+        training={"rounds": 1},
+        institutions=[],
+        evaluation={"data": "public.csv"},
+    )
+    compared = ("--compare", "privacy.target_delta=0.5,1e-5", "--seeds", "1", "--sites", "2")
+    done = run("simulate", "study.toml", *compared)
+    assert done.returncode == 19
+    assert "1 of the comparison's simulations failed" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "one over the records of site-01" in done.stdout.replace("\n", " ")
+    assert (tmp_path / "fedpact-simulations" / "tiny-compared" / "report.html").is_file()
 
 
 def test_ctrl_c_ends_with_the_code_that_shells_give_it(run, monkeypatch):

@@ -70,7 +70,7 @@ def simulate(
     seed: Annotated[
         int,
         typer.Option(
-            help="Seed of partition, sampling and noise (and, compared, the adapter)."
+            help="Seed of partition, sampling and noise; compared, of the adapter too."
         ),
     ] = 0,
     grid: Annotated[

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from fedpact.common import study as studies
-from fedpact.common.errors import RunError
+from fedpact.common.errors import RunError, UsageError
 from fedpact.simulations import comparison, comparison_report
 from fedpact.simulations.comparing import Comparison, compare
 from fedpact.simulations.simulate import Simulation
@@ -36,6 +36,11 @@ def run_comparison(
         FedpactError: why it cannot run.
         RunError: a cell failed; the rest has been run and is reported.
     """
+    if asked.grid != "process":
+        raise UsageError(
+            "A comparison runs on this machine's own processes.",
+            advice="Leave --grid out; --jobs says how many run at a time.",
+        )
     name = studies.load(asked.study).study.name
     folder = asked.folder or Path("fedpact-simulations") / f"{name}-compared"
     found = compare(
