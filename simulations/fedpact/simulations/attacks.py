@@ -22,6 +22,7 @@ import numpy.typing as npt
 from fedpact.common import wire
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import UsageError
+from fedpact.common.records import TARGET
 from fedpact.simulations.federation import Federation
 from fedpact.simulations.grid import Answer
 
@@ -64,10 +65,15 @@ class Attack:
             raise UsageError(f"Of {len(shards)} sites, {self.bad} cannot be bad.")
         if self.kind != "label-flip":
             return federation
-        labels = federation.records.labels.copy()
+        if federation.study.task.name != "text-classification":
+            raise UsageError("label-flip needs a task with one label for each record.")
+        records, known = federation.records, len(federation.study.task.labels)
+        labels = records.labels.copy()
         wrong = np.concatenate([shard.indices for shard in shards[-self.bad :]])
-        labels[wrong] = (labels[wrong] + 1) % len(federation.study.task.labels)
-        return replace(federation, records=replace(federation.records, labels=labels))
+        labels[wrong] = (labels[wrong] + 1) % known
+        target = replace(records.columns[TARGET], values=labels)
+        columns = {**records.columns, TARGET: target}
+        return replace(federation, records=replace(records, columns=columns))
 
 
 class Conspiracy:
@@ -118,7 +124,8 @@ class Conspiracy:
         return np.multiply(drawn, size, dtype=np.float32)
 
     def _collusion(self, _own: _Vector) -> _Vector:
-        return -np.stack(self._honest).mean(0)
+        turned: _Vector = -np.stack(self._honest).mean(0)
+        return turned
 
     def _little(self, _own: _Vector) -> _Vector:
         """As far from the mean as lets enough of the honest lie further out (their eq. 3)."""

@@ -59,7 +59,7 @@ class Bar:
     def tick(self, cell: Cell, done: int, score: float | None) -> None:
         """A cell has done some of its rounds, and its newest score is this."""
         self._done[cell.identity] = done
-        said = "" if score is None else f", {_scored(score)}"
+        said = "" if score is None else f", {_scored(cell, score)}"
         self._progress.update(
             self._task,
             completed=sum(self._done.values()),
@@ -70,7 +70,7 @@ class Bar:
         """A cell has ended; one that failed counts with all its rounds."""
         self.tick(cell, cell.study.training.rounds, result.score)
         if result.status == "failed" or not self._console.is_terminal:
-            how = result.reason or _scored(result.score)
+            how = result.reason or _scored(cell, result.score)
             line = f"{cell.variant}, seed {cell.seed}: {result.status}, {how}"
             self._console.print(line, highlight=False, soft_wrap=True)
 
@@ -81,8 +81,8 @@ class Bar:
             yield self
 
 
-def _scored(score: float | None) -> str:
-    return "" if score is None else f"{cells.METRIC} {score:.4f}"
+def _scored(cell: Cell, score: float | None) -> str:
+    return "" if score is None else f"{cell.metric} {score:.4f}"
 
 
 def run(planned: Sequence[Cell], folder: Path, jobs: int, bar: Bar) -> list[CellResult]:

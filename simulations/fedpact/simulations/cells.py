@@ -29,9 +29,6 @@ from fedpact.simulations.federation import deal
 from fedpact.simulations.grid import Answer
 from fedpact.simulations.simulate import conduct_here, open_coordinator
 
-METRIC = "accuracy"
-"""What `score` is, on the public test set."""
-
 Tick = Callable[[int, float | None], None]
 """Told, after each round, how many are done and the newest score."""
 
@@ -59,6 +56,11 @@ class Cell:
     sites: int | None
     seed: int
     attack: str = ""
+
+    @property
+    def metric(self) -> str:
+        """What its score is called."""
+        return self.study.task.kind.score.replace("_", " ")
 
     @property
     def identity(self) -> str:
@@ -119,7 +121,7 @@ class CellResult(BaseModel):
     rounds: tuple[CellRound, ...] = ()
     delta: float
     unit: str
-    is_private: bool
+    metric: str
     central: CentralResult | None = None
     seconds: float = 0.0
 
@@ -179,7 +181,7 @@ def _head(cell: Cell) -> dict[str, object]:
         "seed": cell.seed,
         "delta": study.privacy.target_delta,
         "unit": study.unit,
-        "is_private": study.is_private,
+        "metric": cell.metric,
     }
 
 

@@ -14,7 +14,7 @@ from fedpact.common.database import disk_errors
 from fedpact.common.study import Study
 from fedpact.server.results import CentralResult
 from fedpact.simulations import held_out
-from fedpact.simulations.cells import METRIC, CellResult
+from fedpact.simulations.cells import CellResult
 from fedpact.simulations.comparison import Changes, Variant
 
 NEIGHBOURS = "add or remove one"
@@ -193,7 +193,7 @@ def summarise(
     return ComparisonResult(
         study=study.study.name,
         study_digest=study.digest,
-        metric=METRIC,
+        metric=study.task.kind.score.replace("_", " "),
         setting=setting,
         variants=tuple(
             _variant(
@@ -262,7 +262,7 @@ def write_rounds(results: Sequence[CellResult], path: Path) -> None:
             "variant": cell.variant,
             "seed": cell.seed,
             "sites": cell.sites,
-            "metric": METRIC,
+            "metric": cell.metric,
             "delta": cell.delta,
             "unit": cell.unit,
             "neighbours": NEIGHBOURS,

@@ -32,7 +32,8 @@ from fedpact.common import model as models
 from fedpact.common import tabular, tasks
 from fedpact.common.errors import DataError, UsageError
 from fedpact.common.records import EncodedRecords
-from fedpact.common.study import BaseModelRef, Institution, Sector, Study, Task
+from fedpact.common.study import BaseModelRef, Institution, Sector, Study
+from fedpact.common.task_section import Task
 from fedpact.simulations.partition import Shard, parse_partition, partition
 
 DATA = "simulated"

@@ -12,7 +12,7 @@ import numpy as np
 
 from fedpact.common import tabular
 from fedpact.common.database import disk_errors
-from fedpact.common.study import Task
+from fedpact.common.task_section import Task
 
 SHARE: Final = 0.2
 """The share of records (or persons) that is held out."""
