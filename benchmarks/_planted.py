@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 
-from fedpact.client import dpsgd
+from fedpact.client import batching, dpsgd, trainer
 from fedpact.common import accounting
+from fedpact.common.randomness import Randomness
+from fedpact.common.records import IntArray
 
 _standard_normal, _epsilon = dpsgd.standard_normal, accounting.epsilon
+_add = dpsgd.PrivateStep.add
 
 
 def _scaled_noise(factor: float) -> Callable[..., torch.Tensor]:
@@ -43,6 +46,22 @@ def _clip_the_mean(optimizer: Any) -> None:
         parameter.summed_grad = factor * mean if so_far is None else so_far + factor * mean
 
 
+def _clip_each_record(
+    step: dpsgd.PrivateStep, losses: torch.Tensor, persons: torch.Tensor | None = None
+) -> None:
+    """DP-SGD as for records, where the promise is to persons."""
+    del persons
+    _add(step, losses)
+
+
+def _sample_records(
+    persons: IntArray, sample_rate: float, most: int, rng: Randomness
+) -> Iterator[IntArray]:
+    """Each record for itself, and so a person with many nearly always."""
+    del most
+    return batching.poisson_batches(len(persons), sample_rate, rng)
+
+
 def _told_a_smaller_rate(mechanisms: Any, delta: float) -> float:
     return _epsilon([replace(m, sample_rate=m.sample_rate / 8) for m in mechanisms], delta)
 
@@ -60,6 +79,17 @@ BUGS: dict[str, tuple[Any, str, Any]] = {
     "accountant told an eighth of the rate": (accounting, "epsilon", _told_a_smaller_rate),
 }
 
+# The same, where the promise is to persons.
+PERSON_BUGS: dict[str, tuple[Any, str, Any]] = {
+    "each record clipped, not the person": (dpsgd.PrivateStep, "add", _clip_each_record),
+    "records sampled, not persons": (trainer, "person_batches", _sample_records),
+    "a person's records summed, not clipped": (
+        dpsgd._NoisyOptimizer,  # noqa: SLF001
+        "clip_and_accumulate",
+        _sum_unclipped,
+    ),
+}
+
 
 @contextmanager
 def planted(bug: str) -> Iterator[None]:
@@ -67,7 +97,7 @@ def planted(bug: str) -> Iterator[None]:
     if not bug:
         yield
         return
-    owner, name, faulty = BUGS[bug]
+    owner, name, faulty = (BUGS | PERSON_BUGS)[bug]
     sound = owner.__dict__.get(name)
     accounting.noise_multiplier.cache_clear()
     setattr(owner, name, faulty)

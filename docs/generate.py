@@ -313,6 +313,7 @@ def results_page() -> str:
         ),
         (
             "| `fedpact client audit` | an object: `claimed_epsilon`, `delta`, `unit`, `neighbours`, "
+            "`covered_epsilon` (the same for a canary: more where it has more records than the unit), "
             "`lower_bound` (of ε, at `confidence`), `ceiling` (the bound if every guess were right), "
             "`canaries`, `guesses`, `correct`, `contradicted`, `membership` (`records`; `loss` and "
             "`likelihood_ratio`, each with `auc` and `tpr_at_1_percent_fpr`, or null), `verdict` |"

@@ -1,13 +1,14 @@
 """The audit tells sound DP-SGD from DP-SGD with a fault, and sees what the site really runs."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from _planted import BUGS, planted
+from _planted import BUGS, PERSON_BUGS, planted
 from fedpact.client.audit import Canaries, audit, log_likelihood_ratio
 from fedpact.client.audit_cli import audit as command
 from fedpact.client.datasets import Datasets
@@ -15,10 +16,12 @@ from fedpact.client.home import ClientHome
 from fedpact.client.ledger import Ledger
 from fedpact.client.trainer import LocalTraining
 from fedpact.client.workbench import Workbench
-from fedpact.common import accounting, tasks
+from fedpact.common import accounting, neighbours, tasks
 from fedpact.common import model as models
 from fedpact.common.errors import DataError, StudyError, TrainingError, UsageError
 from fedpact.common.mechanism import SubsampledGaussian
+from fedpact.common.records import EncodedRecords, person_numbers
+from support.persons import person_sections, person_study, write_persons
 from support.site_factory import INSTITUTION
 from support.tiny_bert import some_rows, write_data
 
@@ -105,6 +108,89 @@ def test_twenty_sound_runs_raise_no_alarm(sampled):
 def test_a_sound_run_raises_no_alarm_where_half_the_noise_does(whole):
     found = attacked(whole, 1, **WHOLE)
     assert 0.5 < found.bound < found.claimed
+
+
+# Persons
+
+
+BY_PERSON = {"canaries": 400, "guesses": 40}
+PERSONS = 100
+
+
+def crowd():
+    """400 records that say nothing, four of each person."""
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(5, 20, 8).tolist() for _ in range(400)]
+    names = [f"p{number % PERSONS}" for number in range(400)]
+    return EncodedRecords.from_lists(
+        ids, rng.integers(0, 2, 400).tolist(), person_numbers(names)
+    )
+
+
+@pytest.fixture(scope="module")
+def of_persons(tiny):
+    """Six steps with a twentieth of the persons; all of a person's fifty records may be in one."""
+    size = {"sector": "academia", "records": 400, "persons": PERSONS}
+    return person_study(
+        tiny,
+        most=50,
+        adapter={"r": 32, "lora_alpha": 32},
+        training={"batch_size": 5},
+        privacy={"target_epsilon": 1.0},
+        institutions=[{"name": INSTITUTION, **size}],
+    )
+
+
+def attacked_in_the_crowd(study, seed=0, **numbers):
+    workbench = BENCHES.setdefault(study.digest, Workbench())
+    rng = np.random.default_rng(seed)
+    return audit(study, INSTITUTION, crowd(), workbench, rng=rng, **numbers)
+
+
+@pytest.mark.parametrize("bug", [*PERSON_BUGS, "noise switched off"])
+def test_a_planted_bug_with_persons_is_caught(of_persons, bug):
+    with planted(bug):
+        found = attacked_in_the_crowd(of_persons, **BY_PERSON)
+    assert found.canary_records == 50
+    assert found.claimed == found.covered == pytest.approx(1.0, rel=2e-3)
+    assert found.contradicted
+    assert found.bound > 1.5
+
+
+def test_epsilon_holds_for_a_person_with_fifty_records(of_persons):
+    found = [attacked_in_the_crowd(of_persons, seed, **BY_PERSON) for seed in range(6)]
+    assert not any(one.contradicted for one in found)
+    assert {one.canary_records for one in found} == {50}
+
+
+def test_a_promise_to_records_is_less_to_a_person_with_fifty(tiny):
+    """More is lost than the ε of one record, and less than what follows from it for fifty."""
+    study = study_for(
+        tiny,
+        rank=32,
+        records=400,
+        epsilon=0.1,
+        rounds=1,
+        local_steps=1,
+        batch_size=400,
+    )
+    one, fifty = (
+        attacked_in_the_crowd(study, canaries=200, guesses=100, canary_records=k)
+        for k in (1, 50)
+    )
+    assert one.bound < one.claimed == one.covered == pytest.approx(0.1, rel=2e-3)
+    assert fifty.claimed == one.claimed
+    sigma = accounting.noise_multiplier(0.1, 1e-5, 1.0, 1)
+    whole = SubsampledGaussian(sigma, 1.0, 1)
+    assert fifty.covered == neighbours.person_epsilon(whole, 50, 1e-5)
+    assert 10 * fifty.claimed < fifty.bound < fifty.covered
+    assert not fifty.contradicted
+
+
+def test_it_must_be_known_whose_the_records_are(of_persons):
+    nobodys = replace(crowd(), persons=None)
+    with pytest.raises(DataError, match="whose"):
+        audit(of_persons, INSTITUTION, nobodys, Workbench(), canaries=10, guesses=10)
 
 
 # What it attacks
@@ -219,12 +305,47 @@ def test_the_command_says_what_was_found_and_spends_nothing(typed):
     assert (found["unit"], found["delta"]) == ("record", 1e-5)
     assert found["neighbours"] == "add or remove one record"
     assert (found["canaries"], found["guesses"]) == (1000, 100)
+    assert (found["canary_records"], found["covered_epsilon"]) == (1, found["claimed_epsilon"])
     assert not found["contradicted"]
-    assert found["membership"]["records"] == 120
+    assert found["membership"]["units"] == 120
     assert 0 <= found["membership"]["likelihood_ratio"]["auc"] <= 1
     assert "does not contradict" in found["verdict"]
     assert Ledger(home.open_database()).history("notes") == []
     assert list(home.outbox.iterdir()) == []
+
+
+def test_the_command_attacks_whole_persons_and_says_so(tmp_path, tiny, typed):
+    run, home = typed
+    Datasets(home.open_database()).add("people", write_persons(tmp_path / "people.csv"))
+    tiny.write_study(
+        tmp_path / "study.toml",
+        **person_sections(training={"local_steps": 1, "rounds": 1, "batch_size": 30}),
+    )
+    words = ("--dataset", "people", "--epsilon", "1", "--canaries", "100", "--guesses", "20")
+    found = json.loads(run(*words, "--format", "json").stdout)
+    assert (found["unit"], found["canary_records"]) == ("person (who)", 50)
+    assert found["neighbours"] == "add or remove one person (who)"
+    assert found["membership"]["units"] == 30
+    assert not found["contradicted"]
+    assert "50 records each" in run(*words).stdout
+
+
+def test_the_command_says_what_a_promise_to_records_is_to_a_person(typed):
+    run, _ = typed
+    words = (
+        "--epsilon",
+        "0.1",
+        "--canaries",
+        "200",
+        "--guesses",
+        "100",
+        "--canary-records",
+        "50",
+    )
+    result = run(*words)
+    assert result.exit_code == 0, result.output
+    assert "for a person with 50 records" in result.stdout
+    assert "does not hold for such a person" in " ".join(result.stdout.split())
 
 
 def test_the_command_fails_when_the_claim_is_contradicted(typed):

@@ -1,5 +1,7 @@
 """Telling members from others by what the model says of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,9 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fedpact.client.membership import attack, likelihood_ratio, separation
+from fedpact.client.trainer import Trainer
 from fedpact.client.workbench import Workbench
 from fedpact.common.errors import DataError, UsageError
 from fedpact.common.records import EncodedRecords
+from support.persons import person_study
 from support.site_factory import INSTITUTION
 
 
@@ -82,11 +86,48 @@ def test_training_without_privacy_gives_members_away_and_dp_sgd_does_not(tiny):
         )
 
     plain, private = found("none"), found("dp-sgd")
-    assert plain.records == private.records == 60
+    assert plain.units == private.units == 60
     assert plain.by_loss.auc > 0.85
     assert plain.by_ratio.auc > 0.7
     assert 0.25 < private.by_loss.auc < 0.75
     assert 0.25 < private.by_ratio.auc < 0.75
+
+
+def test_persons_are_members_whole_and_told_by_all_they_wrote(tiny):
+    """Five records each: trained on without their person, none of them is told by the others."""
+    rng = np.random.default_rng(2)
+    records = replace(nonsense(tiny), persons=np.arange(60) % 12)
+    plain = attack(
+        learning_by_heart(tiny, "none"),
+        INSTITUTION,
+        records,
+        Workbench(rng=rng),
+        shadows=2,
+        rng=rng,
+    )
+    assert plain.units == 12
+    assert plain.by_loss.auc > 0.9
+    assert plain.by_ratio.auc > 0.7
+
+
+def test_members_are_trained_on_with_all_their_records_and_others_with_none(tiny, monkeypatch):
+    trained = []
+    train = Trainer.train
+
+    def spying(self, received, records, how, rng=None):
+        trained.append(np.unique(records.persons, return_counts=True))
+        return train(self, received, records, how, rng)
+
+    monkeypatch.setattr(Trainer, "train", spying)
+    records = replace(nonsense(tiny), persons=np.arange(60) % 12)
+    study = person_study(tiny, training={"rounds": 1})
+    found = attack(study, INSTITUTION, records, Workbench(), shadows=2)
+    assert found.units == 12
+    target, shadow, other = trained
+    for persons, counts in trained:
+        assert (len(persons), set(counts)) == (6, {5})
+    assert set(shadow[0]) | set(other[0]) == set(range(12))
+    assert len(target[0]) == 6
 
 
 def test_what_cannot_be_measured_is_refused(tiny):

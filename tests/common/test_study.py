@@ -164,6 +164,7 @@ def test_every_study_survives_its_canonical_form(name, purpose, epsilon, rounds)
         ('labels = ["mild", "severe"]', 'labels = ["mild", "severe"]\nperson_column = "p"', '`task.person_column` is for `privacy.unit = "person"` alone'),
         ("[training]", '[evaluation]\nsha256 = "abc"\n[training]', "line 11: evaluation.sha256: "),
         ("[training]", "[evaluation]\nsite_metrics = true\n[training]", "line 11: evaluation.site_metrics: Input should be 'none', 'private' or 'raw'"),
+        ("[training]", "[evaluation]\nper_class = true\n[training]", "`evaluation.per_class` needs"),
         ("[training]", '[privacy]\nmechanism = "none"\n[evaluation]\nsite_metrics = "private"\n[training]', '`evaluation.site_metrics` is "private"'),
         ('name = "triage"', 'name = ""', "line 2: study.name: "),
         ('name = "triage"', 'name = "a\\u001b[31m"', "line 2: study.name: "),
@@ -302,11 +303,6 @@ PERSONS = (
         ("records = 1000", "records = 1000\npersons = 2000", "more persons than records"),
         ("records = 1000", "records = 1000\npersons = 0", "persons: "),
         ('unit = "person"', 'unit = "person"\nmechanism = "none"', "needs a mechanism"),
-        (
-            "[training]",
-            '[evaluation]\nsite_metrics = "private"\n[training]',
-            "protects records",
-        ),
         ("max_records_per_person = 2", "", "needs `privacy.max_records_per_person`"),
         (
             "max_records_per_person = 2",

@@ -6,6 +6,10 @@ a record; only its gradient is another: far longer than the clipping norm, and i
 of its own. From there on it is clipped, summed and noised like a record's. Who then sees what
 is released guesses which canaries were in; `audit_bound` says what being right proves.
 
+Where the promise is to persons, a canary is a whole person with many records, all along the
+canary's direction: sampled, chosen among, averaged and clipped as persons are. The same canaries
+in a study that promises to records show what that promise is to somebody who has so many.
+
 The attacker is the one whom the ε is promised against: a coordinator that sends the same
 adapter every round, sees each round's change under plain SGD, knows the study, and chose the
 canaries. Nothing is sent and nothing spent, for nothing is released. What the audit prints
@@ -28,7 +32,7 @@ from fedpact.client.dpsgd import PrivateStep
 from fedpact.client.site import plan
 from fedpact.client.trainer import LocalTraining, Trained, Trainer
 from fedpact.client.workbench import Model, Workbench
-from fedpact.common import accounting, tasks
+from fedpact.common import accounting, neighbours, tasks
 from fedpact.common import model as models
 from fedpact.common.adapter import FloatArray
 from fedpact.common.errors import DataError, StudyError, UsageError
@@ -44,6 +48,8 @@ _FAIR = 0.5
 # What records add along a canary, at the very most, in clipping norms.
 _INTERFERENCE = 0.25
 _SELDOM = 0.01
+# Records of a canary that is a person.
+PERSON_RECORDS = 50
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,10 @@ class Audit:
 
     Attributes:
         claimed: ε that the ledger would count for what ran, at `delta`.
+        covered: ε that follows from it for a canary: the same, but for persons with more records
+            than one in a study that promises to records.
         canaries: how many there were, in or out.
+        canary_records: records of each.
         guesses: for how many the attacker guessed.
         correct: how many guesses were right.
         confidence: that of `bound`.
@@ -61,8 +70,10 @@ class Audit:
     """
 
     claimed: float
+    covered: float
     delta: float
     canaries: int
+    canary_records: int
     guesses: int
     correct: int
     confidence: float
@@ -72,7 +83,7 @@ class Audit:
     @property
     def contradicted(self) -> bool:
         """Whether more is lost than the claim allows."""
-        return self.bound > self.claimed
+        return self.bound > self.covered
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +140,7 @@ def audit(
     *,
     canaries: int,
     guesses: int,
+    canary_records: int | None = None,
     confidence: float = 0.95,
     rng: Randomness | None = None,
     on_round: Callable[[int], None] = lambda _round: None,
@@ -143,13 +155,15 @@ def audit(
         workbench: holds the model; used for nothing else meanwhile.
         canaries: m, each put in by a fair coin.
         guesses: r, how many guesses are made: on the canaries of which the attacker is surest.
+        canary_records: k, records of each; without it `PERSON_RECORDS` where the study promises to
+            persons, one where it promises to records.
         confidence: of the bound.
         rng: for coins, sampling and noise; cryptographic by default.
         on_round: told each round's number before it runs.
 
     Raises:
-        DataError: there are no records.
-        StudyError: the study is not private, its unit is not a record, or the institution does not take part.
+        DataError: there are no records, or it is not known whose they are.
+        StudyError: the study is not private, or the institution does not take part.
         UsageError: the numbers do not fit each other, or the adapter.
         TrainingError: the training failed.
     """
@@ -162,31 +176,38 @@ def audit(
     mechanism = plan(study, institution)
     if mechanism is None:
         raise StudyError(f"{study.study.name} promises no ε that an audit could contradict.")
-    if study.privacy.unit != "record":
-        raise StudyError(
-            f"{study.study.name} promises to persons; canaries are single records.",
-            advice="Audit the same study with `unit` record: the training is the same code.",
-        )
+    of_persons = study.privacy.unit == "person"
+    if of_persons and records.persons is None:
+        raise DataError("It is not known whose the records are.")
+    each = canary_records or (PERSON_RECORDS if of_persons else 1)
+    # A person is in a step or not; single records are, each for itself.
+    draws = 1 if of_persons else each
     rng = rng or SecureRandom()
     model = workbench.model(study)
     drawn = Canaries.draw(canaries, model.trained.size, rng)
     is_in = rng.random(canaries) < _FAIR
     most = int(_INTERFERENCE * np.sqrt(model.trained.size) / mechanism.sample_rate)
-    hiding = records.select(np.arange(min(len(records), max(most, 1))))
-    shadow = _ShadowTraining(study, institution, mechanism, model, drawn, is_in, hiding)
+    hiding = records.select(np.flatnonzero(records.owners < max(most, 1)))
+    shadow = _ShadowTraining(study, institution, mechanism, model, drawn, is_in, each, hiding)
     evidence, ran = np.zeros(canaries), list[SubsampledGaussian]()
     for number in range(1, study.training.rounds + 1):
         on_round(number)
         seen, trained = shadow.round(rng)
-        evidence += log_likelihood_ratio(seen, mechanism)
+        evidence += log_likelihood_ratio(seen, mechanism, draws)
         ran.append(trained.ran or mechanism)
-    never_sampled = (1 - mechanism.sample_rate) ** study.total_steps
+    never_sampled = (1 - mechanism.sample_rate) ** (study.total_steps * draws)
     correct = _correct(evidence, is_in, guesses, never_sampled)
     delta = study.privacy.target_delta
+    claimed = covered = accounting.epsilon(ran, delta)
+    if draws > 1:
+        whole = replace(mechanism, steps=sum(one.steps for one in ran))
+        covered = neighbours.person_epsilon(whole, draws, delta)
     return Audit(
-        claimed=accounting.epsilon(ran, delta),
+        claimed=claimed,
+        covered=covered,
         delta=delta,
         canaries=canaries,
+        canary_records=each,
         guesses=guesses,
         correct=correct,
         confidence=confidence,
@@ -196,25 +217,27 @@ def audit(
 
 
 def log_likelihood_ratio(
-    seen: npt.NDArray[np.float64], mechanism: SubsampledGaussian
+    seen: npt.NDArray[np.float64], mechanism: SubsampledGaussian, draws: int = 1
 ) -> npt.NDArray[np.float64]:
     """How much likelier what is seen of each canary is if it was in than if it was out.
 
-    A canary that was in is in k of the steps, k ~ Binomial(steps, q), and then seen at k
+    A canary that was in is drawn k times, k ~ Binomial(steps · draws, q), and then seen at k
     under noise of variance steps · σ². No attacker can do better where the mechanism is
     what it is said to be (Neyman and Pearson).
 
     Args:
         seen: the sum of the steps along each canary, in clipping norms, shape [m].
         mechanism: what is said to have run.
+        draws: how often a step may draw it: once, or once for each of its records.
 
     Returns:
         natural logarithms, shape [m].
     """
-    times = np.arange(mechanism.steps + 1)
+    most = mechanism.steps * draws
+    times = np.arange(most + 1)
     variance = mechanism.steps * mechanism.noise_multiplier**2
     gained = (np.outer(seen, times) - times**2 / 2) / variance
-    weights = binom.logpmf(times, mechanism.steps, mechanism.sample_rate)
+    weights = binom.logpmf(times, most, mechanism.sample_rate)
     ratios: npt.NDArray[np.float64] = logsumexp(gained + weights, axis=1)
     return ratios
 
@@ -230,6 +253,7 @@ class _ShadowTraining:
         model: Model,
         canaries: Canaries,
         is_in: npt.NDArray[np.bool_],
+        each: int,
         records: EncodedRecords,
     ) -> None:
         how = LocalTraining.from_study(study, institution, mechanism, model.device)
@@ -237,12 +261,16 @@ class _ShadowTraining:
         self._how = replace(how, optimizer="sgd", learning_rate=1.0, weight_decay=0.0)
         self._start = models.initial_weights(model.module, study.training.seed)
         self._canaries = canaries
+        numbers, first = np.repeat(np.flatnonzero(is_in), each), len(records)
         self._trainer = _CanaryTrainer(
-            study, model, canaries, np.flatnonzero(is_in), len(records), how.max_grad_norm
+            study, model, canaries, numbers, first, how.max_grad_norm
         )
-        # In length a canary is like some record.
-        likenesses = np.flatnonzero(is_in) % len(records)
-        self._records = records.select(np.concatenate((np.arange(len(records)), likenesses)))
+        # In length a canary's record is like some other.
+        likenesses = np.arange(len(numbers)) % first
+        persons = np.concatenate((records.owners, first + numbers))
+        self._records = replace(
+            records.select(np.concatenate((np.arange(first), likenesses))), persons=persons
+        )
 
     def round(self, rng: Randomness) -> tuple[npt.NDArray[np.float64], Trained]:
         """One round; what is seen along each canary, in clipping norms, shape [m]."""
@@ -307,16 +335,15 @@ class _CanaryTrainer(Trainer):
 
 
 class _CanaryStep(PrivateStep):
-    """The step of DP-SGD; only that gradients are added between backward pass and clipping."""
+    """The step of DP-SGD; only that gradients are added right after the backward pass."""
 
     def __init__(self, add_canaries: Callable[[], None], *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._add_canaries = add_canaries
 
-    def _step(self, *, skip: bool) -> None:
-        if skip:  # a micro-batch, not the end of a logical batch
-            self._add_canaries()
-        super()._step(skip=skip)
+    def _backward(self, losses: Tensor) -> None:
+        super()._backward(losses)
+        self._add_canaries()
 
 
 def _correct(

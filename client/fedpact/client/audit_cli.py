@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from fedpact.common.study import Study
 
 _GUESSED = 20  # one canary of so many, unless told
-_UNIT = "record"  # of every study that can be audited
 _MOST_RECORDS = 1000
 _NOTE = (
     "A shadow copy was attacked: nothing was sent and nothing spent. This result comes from "
@@ -42,6 +41,14 @@ def audit(
     guesses: Annotated[
         int | None,
         typer.Option(min=1, help="How many of them are guessed; a twentieth by default."),
+    ] = None,
+    canary_records: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Records of each canary: 50 where the study promises to persons, otherwise one. "
+            "More show what a promise to records is to a person with so many.",
+        ),
     ] = None,
     confidence: Annotated[float, typer.Option(help="That of the lower bound on ε.")] = 0.95,
     epsilon: Annotated[
@@ -84,6 +91,7 @@ def audit(
             workbench,
             canaries=canaries,
             guesses=guesses or max(1, canaries // _GUESSED),
+            canary_records=canary_records,
             confidence=confidence,
             on_round=lambda n: status.update(f"Round {n} of {loaded.training.rounds}"),
         )
@@ -95,12 +103,12 @@ def audit(
             shadows=shadows,
             on_training=lambda n: status.update(f"Membership: training {n} of {1 + shadows}"),
         )
-    verdict = _verdict(found)
+    verdict = _verdict(found, loaded.unit)
     if format_ == "json":
-        document = _as_json(found, members, verdict)
+        document = _as_json(found, members, loaded.unit, verdict)
         print(json.dumps(document, indent=2, ensure_ascii=False))  # noqa: T201 - for programs
     else:
-        _print(found, members)
+        _print(found, members, loaded.unit)
         console.print(f"{verdict} {_NOTE}")
     if found.contradicted:
         raise TrainingError(
@@ -118,7 +126,12 @@ def _joined_as(site: "ClientHome") -> str:
 def _records(
     site: "ClientHome", study: "Study", dataset: str | None, workbench: "Workbench"
 ) -> "EncodedRecords":
-    """The records of the shadow copy: the data set's, or a random part of a large one."""
+    """The records of the shadow copy: the data set's, or a random part of a large one.
+
+    Persons are in it whole or not at all.
+    """
+    import numpy as np
+
     from fedpact.client.datasets import Datasets, find_dataset
     from fedpact.client.record_cache import encode
     from fedpact.client.validation import split
@@ -128,15 +141,25 @@ def _records(
     chosen = find_dataset(datasets, study) if dataset is None else datasets.get(dataset)
     encoded = encode(site, chosen, study, workbench.model(study).tokenizer)
     records = split(study, encoded).training
-    return records.select(SecureRandom().permutation(len(records))[:_MOST_RECORDS])
+    owners = records.owners
+    place = SecureRandom().permutation(int(owners.max(initial=-1)) + 1)[owners]
+    held = np.cumsum(np.bincount(place))
+    most = max(1, int(np.searchsorted(held, _MOST_RECORDS, side="right")))
+    return records.select(np.flatnonzero(place < most))
 
 
-def _verdict(found: "Audit") -> str:
+def _verdict(found: "Audit", unit: str) -> str:
     sure = f"With {100 * found.confidence:.4g} % confidence"
     if found.contradicted:
         return (
-            f"{sure} the promise to one {_UNIT} is broken: ε is above {found.bound:.4g}, and "
-            f"{found.claimed:.4g} is claimed."
+            f"{sure} the promise to one {unit} is broken: ε is above {found.bound:.4g}, and "
+            f"{found.covered:.4g} is claimed."
+        )
+    if found.bound > found.claimed:
+        return (
+            f"{sure} ε is above {found.bound:.4g} for a person with {found.canary_records} records: "
+            f"the {found.claimed:.4g} claimed is for one {unit} and does not hold for such a person, "
+            f"for whom {found.covered:.4g} follows from it."
         )
     if found.ceiling <= found.claimed:
         return (
@@ -150,30 +173,39 @@ def _verdict(found: "Audit") -> str:
     )
 
 
-def _print(found: "Audit", members: "Membership") -> None:
+def _print(found: "Audit", members: "Membership", unit: str) -> None:
     table = Table("what", "value")
     table.add_row(
         "claimed ε",
-        f"{found.claimed:.4g} at δ = {found.delta:.3g}, for one {_UNIT} (add or remove one {_UNIT})",
+        f"{found.claimed:.4g} at δ = {found.delta:.3g}, for one {unit} (add or remove one {unit})",
     )
+    if found.covered != found.claimed:
+        table.add_row(
+            f"for a person with {found.canary_records} records",
+            f"{found.covered:.4g}, which follows from it",
+        )
     table.add_row(
         "lower bound on ε", f"{found.bound:.4g}, with {100 * found.confidence:.4g} % confidence"
     )
     table.add_row("the most it could show", f"{found.ceiling:.4g}")
     table.add_row(
-        "guesses right", f"{found.correct} of {found.guesses}, on {found.canaries} canaries"
+        "guesses right",
+        f"{found.correct} of {found.guesses}, on {found.canaries} canaries "
+        f"with {found.canary_records} record{'s' * (found.canary_records > 1)} each",
     )
     for name, attack in (("loss", members.by_loss), ("likelihood ratio", members.by_ratio)):
         if attack is not None:
             table.add_row(
                 f"membership by {name}",
                 f"AUC {attack.auc:.3f}, found {attack.tpr:.1%} at 1 % false, "
-                f"on {members.records} records",
+                f"on {members.units} {unit.split(maxsplit=1)[0]}s",
             )
     console.print(table)
 
 
-def _as_json(found: "Audit", members: "Membership", verdict: str) -> dict[str, object]:
+def _as_json(
+    found: "Audit", members: "Membership", unit: str, verdict: str
+) -> dict[str, object]:
     def measured(attack: "Separation | None") -> dict[str, float] | None:
         if attack is None:
             return None
@@ -182,17 +214,19 @@ def _as_json(found: "Audit", members: "Membership", verdict: str) -> dict[str, o
     return {
         "claimed_epsilon": found.claimed,
         "delta": found.delta,
-        "unit": _UNIT,
-        "neighbours": f"add or remove one {_UNIT}",
+        "unit": unit,
+        "neighbours": f"add or remove one {unit}",
+        "covered_epsilon": found.covered,
         "lower_bound": found.bound,
         "confidence": found.confidence,
         "ceiling": found.ceiling,
         "canaries": found.canaries,
+        "canary_records": found.canary_records,
         "guesses": found.guesses,
         "correct": found.correct,
         "contradicted": found.contradicted,
         "membership": {
-            "records": members.records,
+            "units": members.units,
             "loss": measured(members.by_loss),
             "likelihood_ratio": measured(members.by_ratio),
         },

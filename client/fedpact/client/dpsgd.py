@@ -146,7 +146,7 @@ class PrivateStep:
                 advice="Call `model.train()` before the forward pass.",
             )
         self._check_parameters()
-        losses.sum().backward()  # type: ignore[no-untyped-call]
+        self._backward(losses)
         for parameter in self._parameters:
             recorded: Tensor | None = getattr(parameter, "grad_sample", None)
             if recorded is None or recorded.shape != (len(losses), *parameter.shape):
@@ -184,6 +184,10 @@ class PrivateStep:
         for parameter in self._parameters:
             parameter.__dict__.pop("summed_grad", None)
             parameter.grad = None
+
+    def _backward(self, losses: Tensor) -> None:
+        """Have every parameter record each record's gradient."""
+        losses.sum().backward()  # type: ignore[no-untyped-call]
 
     def _step(self, *, skip: bool) -> None:
         self._optimizer.signal_skip_step(do_skip=skip)

@@ -77,6 +77,7 @@ class Gate:
         expected: Manifest,
         max_norm: float | None = None,
         metrics: Literal["none", "private", "raw"] = "none",
+        classes: int = 0,
     ) -> wire.Packet:
         """Check an update, write it down and let it leave.
 
@@ -87,6 +88,7 @@ class Gate:
             max_norm: the L2 norm that the change may have at most; None: any.
             metrics: what metrics may leave: raw ones only where study and policy both say so,
                 private ones only where the ledger holds their cost.
+            classes: for how many labels counts leave with them; 0: for none.
 
         Raises:
             PolicyError: it carries metrics, or another update has left for this round.
@@ -102,7 +104,8 @@ class Gate:
             raise TrainingError("The update holds values that are not finite.")
         if max_norm is not None and change.norm > max_norm:
             raise TrainingError("The update is larger than the norm that was agreed on.")
-        if header.metrics is not None and header.metrics.kind != metrics:
+        allowed = (metrics, classes)
+        if (said := header.metrics) is not None and (said.kind, said.classes) != allowed:
             raise PolicyError("The update carries metrics that the site does not let out.")
         seen = _seen(change)
         return self._depart(header, wire.pack(header, change), seen=seen)

@@ -5,6 +5,9 @@ were in it. *By loss* (Yeom et al. 2018): what the model knows better was in. *B
 ratio* (LiRA, Carlini et al. 2022): shadow adapters, trained with and without each record, say
 what its loss would be either way. With as few of them as here all records share one variance.
 
+Where the promise is to persons, these are in or out whole, and are told by all their records: by
+the mean of their losses, or the sum of their log-likelihood ratios.
+
 These are weaker than the attack of `audit`, and prove nothing about ε; they show what leaks
 in a way that is easily imagined.
 """
@@ -23,14 +26,14 @@ from fedpact.common import evaluation, tasks
 from fedpact.common import model as models
 from fedpact.common.errors import DataError, UsageError
 from fedpact.common.randomness import Randomness, SecureRandom
-from fedpact.common.records import EncodedRecords
+from fedpact.common.records import EncodedRecords, IntArray
 from fedpact.common.study import Study
 
 Flags = npt.NDArray[np.bool_]
 Scores = npt.NDArray[np.float64]
 
 _FALSE_POSITIVE_RATE = 0.01
-_FEWEST_RECORDS = 8
+_FEWEST = 8
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,12 @@ class Membership:
     """What both attacks found.
 
     Attributes:
-        records: how many, half of them members.
+        units: how many records (or persons), half of them members.
         by_loss: the attack by loss.
         by_ratio: the attack by likelihood ratio; None without shadow adapters.
     """
 
-    records: int
+    units: int
     by_loss: Separation
     by_ratio: Separation | None
 
@@ -71,7 +74,7 @@ def attack(
     rng: Randomness | None = None,
     on_training: Callable[[int], None] = lambda _number: None,
 ) -> Membership:
-    """Train on half of the records as the study has it, and attack what comes out.
+    """Train on half of the records (or persons) as the study has it, and attack what comes out.
 
     Args:
         study: whose training, noise included, is attacked.
@@ -83,29 +86,33 @@ def attack(
         on_training: told the number of each training before it starts.
 
     Raises:
-        DataError: there are too few records.
+        DataError: there are too few of them.
         UsageError: `shadows` is not even.
         TrainingError: the training failed.
     """
     if shadows < 0 or shadows % 2:
         raise UsageError("Shadow adapters come in pairs: take an even number of them.")
-    if len(records) < _FEWEST_RECORDS:
-        raise DataError(f"Membership cannot be measured on {len(records)} records.")
+    owners = records.owners
+    units = int(owners.max(initial=-1)) + 1
+    if units < _FEWEST:
+        raise DataError(f"Membership cannot be measured on {units} {study.privacy.unit}s.")
     rng = rng or SecureRandom()
 
     def losses_after(members: Flags, number: int) -> Scores:
         on_training(number)
         return _losses_after(study, institution, records, members, workbench, rng)
 
-    target = _half(len(records), rng)
+    target = _half(units, rng)
     losses = losses_after(target, 1)
-    halves = [half for _ in range(shadows // 2) for half in _halves(len(records), rng)]
+    halves = [half for _ in range(shadows // 2) for half in _halves(units, rng)]
     known = [losses_after(half, number) for number, half in enumerate(halves, start=2)]
     by_ratio = None
     if shadows:
-        scores = likelihood_ratio(losses, np.array(known), np.array(halves))
-        by_ratio = separation(scores, target)
-    return Membership(len(records), separation(-losses, target), by_ratio)
+        inside = np.array([half[owners] for half in halves])
+        ratios = likelihood_ratio(losses, np.array(known), inside)
+        by_ratio = separation(_by_unit(ratios, owners), target)
+    means = _by_unit(losses, owners) / np.bincount(owners)
+    return Membership(units, separation(-means, target), by_ratio)
 
 
 def separation(scores: Scores, members: Flags) -> Separation:
@@ -153,13 +160,13 @@ def _losses_after(
     workbench: Workbench,
     rng: Randomness,
 ) -> Scores:
-    """Each record's loss after a whole run on the members alone, shape [N]."""
+    """Each record's loss, shape [N], after a whole run on the members (of all units) alone."""
     model, mechanism = workbench.model(study), plan(study, institution)
     how = LocalTraining.from_study(study, institution, mechanism, model.device)
     rate = study.sample_rate(institution)
-    # Fewer records than the study's, at the study's rate: a smaller batch, as much noise.
+    # Fewer than the study's, at the study's rate: a smaller batch, as much noise.
     how = replace(how, batch_size=max(1, round(rate * int(members.sum()))))
-    inside = records.select(np.flatnonzero(members))
+    inside = records.select(np.flatnonzero(members[records.owners]))
     weights = models.initial_weights(model.module, study.training.seed)
     for _ in range(study.training.rounds):
         weights = weights.plus(model.trainer.train(weights, inside, how, rng).change)
@@ -174,13 +181,17 @@ def _losses_after(
     return found.losses.astype(float)
 
 
-def _half(records: int, rng: Randomness) -> Flags:
-    members: Flags = rng.permutation(records) < records // 2
+def _by_unit(scores: Scores, owners: IntArray) -> Scores:
+    return np.bincount(owners, weights=scores).astype(np.float64)
+
+
+def _half(units: int, rng: Randomness) -> Flags:
+    members: Flags = rng.permutation(units) < units // 2
     return members
 
 
-def _halves(records: int, rng: Randomness) -> tuple[Flags, Flags]:
-    half = _half(records, rng)
+def _halves(units: int, rng: Randomness) -> tuple[Flags, Flags]:
+    half = _half(units, rng)
     return half, ~half
 
 

@@ -68,6 +68,11 @@ class Policy(BaseModel):
         default=True, description="Whether a study must name its base model's SHA-256."
     )
     require_dp: bool = Field(default=True, description="Whether updates must be made private.")
+    required_unit: Literal["any", "person"] = Field(
+        default="any",
+        description="Whom a study must promise to: persons, with all their records; or any: also single "
+        "records.",
+    )
     max_epsilon: float = Field(
         default=10.0, gt=0, description="ε that a data set may spend over its lifetime."
     )

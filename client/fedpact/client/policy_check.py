@@ -99,6 +99,9 @@ def in_words(policy: Policy) -> list[str]:
         "Updates must be differentially private."
         if policy.require_dp
         else "NOT PRIVATE: updates may leave without noise, and can give away records.",
+        "The promise must be to persons, with all their records."
+        if policy.required_unit == "person"
+        else "The promise may be to single records: who has several is then protected less.",
         (
             f"A data set may spend ε = {policy.max_epsilon:g} in its lifetime, {per_study:g} of "
             f"it on one study, at δ of at most {policy.max_delta:g}."
@@ -159,6 +162,11 @@ def _check_model(policy: Policy, study: Study) -> None:
 
 
 def _check_privacy(policy: Policy, study: Study) -> None:
+    if policy.required_unit == "person" and study.privacy.unit != "person":
+        raise PolicyError(
+            "The study promises nothing to persons, whose protection is required here.",
+            advice='Propose it with `privacy.unit = "person"`.',
+        )
     if not study.is_private:
         if policy.require_dp:
             raise PolicyError("The study has no differential privacy, which is required here.")

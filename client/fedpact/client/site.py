@@ -156,7 +156,10 @@ class Site:
         allowed: Literal["none", "private", "raw"] = (
             "raw" if raw else "none" if release is None else "private"
         )
-        return self.gate.release(header, result.change, expected=trained, metrics=allowed)
+        classes = 0 if release is None else study.classes_measured
+        return self.gate.release(
+            header, result.change, expected=trained, metrics=allowed, classes=classes
+        )
 
     def _follows(self, request: wire.RequestHeader) -> None:
         """Whether a request goes on where its run stands here."""

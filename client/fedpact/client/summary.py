@@ -103,9 +103,10 @@ def _model_content(study: Study) -> str:
 
 def _leaves(study: Study) -> str:
     rounds = study.training.rounds
+    classes = ", and counts for each label," if study.evaluation.per_class else ""
     metrics = {
         "none": "no metrics",
-        "private": "also noisy loss and accuracy on the site's own records, paid for from ε",
+        "private": f"also noisy loss and accuracy{classes} on the site's own records, paid for from ε",
         "raw": "also loss and accuracy on the site's own records, NOT PRIVATE",
     }[study.evaluation.site_metrics]
     return f"{rounds} times the change of {_tensors(study)}; {metrics}"

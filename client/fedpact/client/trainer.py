@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
@@ -306,7 +305,7 @@ def _persons(records: EncodedRecords, how: LocalTraining) -> IntArray | None:
         return None
     if records.persons is None:
         raise DataError("It is not known whose the records are.")
-    return np.unique(records.persons, return_inverse=True)[1]
+    return records.owners
 
 
 def _optimizer(model: nn.Module, how: LocalTraining) -> Optimizer:

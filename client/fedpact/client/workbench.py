@@ -165,12 +165,12 @@ class Workbench:
         records: EncodedRecords,
         how: GaussianRelease,
     ) -> wire.SiteMetrics:
-        """Loss and accuracy on a site's records, with the noise that was reserved.
+        """Metrics on a site's records, with the noise that was reserved.
 
         Raises:
             TrainingError: there was not enough memory.
         """
         scores = self.model(study).trainer.score(weights, records)
         return private_metrics.release(
-            scores, study, institution, how, self._rng or SecureRandom()
+            scores, records, study, institution, how, self._rng or SecureRandom()
         )

@@ -151,6 +151,13 @@ class EncodedRecords:
         """Tokens of each record, shape [N]."""
         return -(-self.main.lengths // self.values_per_token)
 
+    @property
+    def owners(self) -> IntArray:
+        """Whose each record is, from 0 without a gap, shape [N]; each is alone if nobody asked."""
+        if self.persons is None:
+            return np.arange(len(self))
+        return np.unique(self.persons, return_inverse=True)[1]
+
     def select(self, indices: IntArray) -> Self:
         """Some of the records, in the order of `indices`."""
         return replace(

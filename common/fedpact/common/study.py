@@ -342,6 +342,11 @@ class Evaluation(Section):
         description="Share of `target_epsilon` that private metrics cost in the whole run; "
         "training has the rest.",
     )
+    per_class: bool = Field(
+        default=False,
+        description="Whether private metrics also count, for each label, right and wrong predictions. "
+        "All of them then have √3 times the noise.",
+    )
     validation_fraction: float = Field(
         default=0.1, gt=0, lt=1, description="What a site sets aside where it reports metrics."
     )
@@ -436,6 +441,15 @@ class Study(Section):
                 "take part"
             )
         self._has_one_unit()
+        if self.evaluation.per_class and self.evaluation.site_metrics != "private":
+            raise ValueError(
+                '`evaluation.per_class` needs `evaluation.site_metrics = "private"`'
+            )
+        if self.evaluation.per_class and not self.task.kind.one_label:
+            raise ValueError(
+                "`evaluation.per_class` counts by label, and a record of "
+                f"{self.task.name} has not just one"
+            )
         if self.evaluation.site_metrics == "private" and not self.is_private:
             raise ValueError(
                 '`evaluation.site_metrics` is "private" but `privacy.mechanism` is "none": '
@@ -466,12 +480,6 @@ class Study(Section):
             return
         if not self.is_private:
             raise ValueError('`privacy.unit = "person"` needs a mechanism other than none')
-        if self.evaluation.site_metrics == "private":
-            # Their noise is for one record, and a person may have many in the split.
-            raise ValueError(
-                '`evaluation.site_metrics = "private"` protects records, not persons: leave it '
-                'out where `privacy.unit` is "person"'
-            )
         for key, value in needed.items():
             if value is None:
                 raise ValueError(f'`privacy.unit = "person"` needs `{key}`')
@@ -554,8 +562,13 @@ class Study(Section):
         return self.expected_batch_size(name) / self.size(self.institution(name))
 
     def expected_validation(self, name: str) -> float:
-        """Records of an institution expected in its validation split, from its declared size."""
-        return self.institution(name).records * self.evaluation.validation_fraction
+        """Records (or persons) expected in a validation split, from the declared size."""
+        return self.size(self.institution(name)) * self.evaluation.validation_fraction
+
+    @property
+    def classes_measured(self) -> int:
+        """For how many labels private metrics count; 0: for none."""
+        return len(self.task.labels) if self.evaluation.per_class else 0
 
     @property
     def loss_clip(self) -> float:

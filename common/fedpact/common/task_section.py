@@ -22,6 +22,7 @@ from pydantic import (
 # reversed writing in it.
 PLAIN = r"^[^\p{Cc}\p{Zl}\p{Zp}\u202a-\u202e\u2066-\u2069]*$"
 Word = Annotated[str, StringConstraints(max_length=500, pattern=PLAIN)]
+MAX_LABELS = 10_000
 TaskName = Literal["text-classification", "multi-label-classification", "text-regression"]
 
 
@@ -39,7 +40,7 @@ class Task(Section):
     )
     labels: tuple[Word, ...] = Field(
         default=(),
-        max_length=10_000,
+        max_length=MAX_LABELS,
         description="Every label there is, in the order of the model's outputs; for tasks with "
         "labels.",
     )
@@ -108,6 +109,7 @@ class Kind:
         in_words: what a model of it does, for a data steward.
         guess_loss: a record's loss where the model knows nothing: in private metrics losses
             are clipped at twice that.
+        one_label: whether each record has exactly one of the labels.
         check: raises ValueError where fields do not go together.
     """
 
@@ -117,6 +119,7 @@ class Kind:
     score: str
     in_words: Callable[[Task], str]
     guess_loss: Callable[[Task], float]
+    one_label: bool = False
     check: Callable[[Task], None] = lambda _: None
 
 
@@ -141,6 +144,7 @@ KINDS: dict[str, Kind] = {
         score="accuracy",
         in_words=lambda task: f"tell apart {', '.join(task.labels)}",
         guess_loss=lambda task: math.log(len(task.labels)),
+        one_label=True,
     ),
     "multi-label-classification": Kind(
         reads=(*_TEXT, "labels", "label_column"),

@@ -11,11 +11,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from fedpact.common.adapter import Manifest, Weights
 from fedpact.common.errors import WireError
 from fedpact.common.study import MAX_STEPS, Digest
+from fedpact.common.task_section import MAX_LABELS
 
 PROTOCOL: Final = 1
 # The record of a transport's message that holds a packet's fields.
@@ -124,7 +133,10 @@ class RequestHeader(_Header):
 
 
 class SiteMetrics(BaseModel):
-    """Loss and accuracy on a site's own records.
+    """Loss and accuracy on a site's own records, and per class where the study asks for it.
+
+    Where the study promises to persons, read person for record: each counts once, by the mean over
+    their records.
 
     Attributes:
         kind: private, with noise that ε pays for; or raw, which is NOT PRIVATE and sent only by
@@ -133,6 +145,10 @@ class SiteMetrics(BaseModel):
         accuracy: the mean of the task's score, in [0, 1]; noise may take it below 0 or above 1.
         loss_noise: the noise's standard deviation in `loss`; 0 if raw.
         accuracy_noise: the same in `accuracy`.
+        right: per label of the study, how many are predicted right; noise may take it below 0. Empty
+            without classes.
+        wrong: the same of those that are predicted wrong.
+        count_noise: the noise's standard deviation in each of these; 0 without classes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -166,6 +182,32 @@ class SiteMetrics(BaseModel):
         Field(ge=0),
         Leaves("public", "Standard deviation of the noise in the accuracy."),
     ] = 0.0
+    right: Annotated[
+        tuple[float, ...],
+        Field(max_length=MAX_LABELS),
+        Leaves("gaussian", "Number of right predictions among each label's records."),
+    ] = ()
+    wrong: Annotated[
+        tuple[float, ...],
+        Field(max_length=MAX_LABELS),
+        Leaves("gaussian", "Number of wrong predictions among each label's records."),
+    ] = ()
+    count_noise: Annotated[
+        float,
+        Field(ge=0),
+        Leaves("public", "Standard deviation of the noise in each of these numbers."),
+    ] = 0.0
+
+    @model_validator(mode="after")
+    def _both_for_each_label(self) -> Self:
+        if len(self.right) != len(self.wrong):
+            raise ValueError("`right` and `wrong` are not for the same labels")
+        return self
+
+    @property
+    def classes(self) -> int:
+        """For how many labels there are counts."""
+        return len(self.right)
 
 
 class UpdateHeader(_Header):

@@ -29,6 +29,7 @@ class Expected:
         site_metrics: which metrics the study asks for.
         steps: steps that a site takes in a round, at most.
         epsilon: ε that the run may cost a site; None without DP.
+        classes: for how many labels metrics count; 0: for none.
     """
 
     run: str
@@ -38,6 +39,7 @@ class Expected:
     site_metrics: Literal["none", "private", "raw"]
     steps: int
     epsilon: float | None
+    classes: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def _wrong(header: wire.UpdateHeader, change: Weights, expected: Expected) -> st
         return "The update states an ε without DP, or none with it."
     if header.epsilon is not None and header.epsilon > (expected.epsilon or 0.0) * _ROUNDING:
         return "The update has cost more ε than its study allows."
-    if header.metrics is not None and header.metrics.kind != expected.site_metrics:
+    asked = (expected.site_metrics, expected.classes)
+    if (said := header.metrics) is not None and (said.kind, said.classes) != asked:
         return "The update carries metrics that the study does not allow."
     return ""

@@ -3,6 +3,7 @@
 Every ε stands with its δ, its unit and its neighbouring relation.
 """
 
+import math
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict
@@ -49,6 +50,20 @@ class SiteResult(_Part):
     bytes_out: int
 
 
+class ClassResult(_Part):
+    """What sites counted of one label on their own records: sums of noisy counts."""
+
+    label: str
+    right: float
+    """How many are predicted right; noise may take it below 0."""
+    total: float
+    """How many there are."""
+    right_noise: float
+    """The noise's standard deviation in `right`."""
+    total_noise: float
+    """The same in `total`."""
+
+
 class CentralResult(_Part):
     """What the coordinator's own noise promises to each institution as a whole."""
 
@@ -74,6 +89,8 @@ class RunResult(_Part):
     message: str
     rounds: list[RoundResult]
     sites: list[SiteResult]
+    classes: list[ClassResult]
+    """Of the newest round in which sites counted; empty where the study does not ask for it."""
     unit: str
     """Whom the ε of each site is for: adding or removing one of these."""
     central: CentralResult | None
@@ -118,11 +135,31 @@ class RunResult(_Part):
                 )
                 for institution in study.institutions
             ],
+            classes=_classes(view),
             unit=study.unit,
             central=_central(view),
             seconds=sum(r.seconds or 0.0 for r in view.rounds),
             adapter=view.adapter,
         )
+
+
+def _classes(view: RunView) -> list[ClassResult]:
+    """Sums over the sites that counted in the newest round in which any did."""
+    counted = [
+        [a.classes for a in r.answers.values() if a.classes is not None] for r in view.rounds
+    ]
+    newest = next((counts for counts in reversed(counted) if counts), [])
+    noise = math.hypot(*(counts.noise for counts in newest))
+    return [
+        ClassResult(
+            label=label,
+            right=sum(counts.right[n] for counts in newest),
+            total=sum(counts.right[n] + counts.wrong[n] for counts in newest),
+            right_noise=noise,
+            total_noise=math.sqrt(2) * noise,
+        )
+        for n, label in enumerate(view.study.task.labels if newest else ())
+    ]
 
 
 def _central(view: RunView) -> CentralResult | None:
@@ -167,7 +204,8 @@ def overview(view: RunView, *, last: int | None = None) -> Group:
             _number(r.seconds, 1),
             str(r.sites),
         )
-    return Group(rounds, _site_table(view, result), _closing(result))
+    classes = [_class_table(result)] if result.classes else []
+    return Group(rounds, _site_table(view, result), *classes, _closing(result))
 
 
 def _site_table(view: RunView, result: RunResult) -> Table:
@@ -192,6 +230,19 @@ def _site_table(view: RunView, result: RunResult) -> Table:
             f"{view.study.privacy.target_epsilon:g}" if private else "",
             f"{site.bytes_out:,}",
         )
+    return table
+
+
+def _class_table(result: RunResult) -> Table:
+    one = result.classes[0]
+    unit = result.unit.split()[0]
+    table = Table(
+        *("label", f"right ±{one.right_noise:.1f}", f"{unit}s ±{one.total_noise:.1f}"),
+        title="On sites' own records, by class",
+        caption="sums over the sites; private, noisy: ± is one standard deviation",
+    )
+    for found in result.classes:
+        table.add_row(found.label, f"{found.right:.1f}", f"{found.total:.1f}")
     return table
 
 

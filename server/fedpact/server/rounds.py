@@ -58,6 +58,21 @@ class Exchange(Protocol):
 
 
 @dataclass(frozen=True)
+class ClassCounts:
+    """Noisy counts of predictions for each label of the study.
+
+    Attributes:
+        right: how many are right, for each label.
+        wrong: how many are wrong, for each label.
+        noise: the noise's standard deviation in each number.
+    """
+
+    right: tuple[float, ...]
+    wrong: tuple[float, ...]
+    noise: float
+
+
+@dataclass(frozen=True)
 class Answer:
     """What became of one institution in one round.
 
@@ -68,6 +83,9 @@ class Answer:
         epsilon: ε that the run has cost there so far, as the site says; None without DP.
         norm: L2 norm of the change.
         digest: SHA-256 of the change.
+        loss: on the site's own records, if the study asks for it.
+        accuracy: the same.
+        classes: counts for each label, if the study asks for them.
     """
 
     state: str
@@ -78,6 +96,7 @@ class Answer:
     digest: str | None = None
     loss: float | None = None
     accuracy: float | None = None
+    classes: ClassCounts | None = None
 
 
 class Record(Protocol):
@@ -302,6 +321,7 @@ class Conductor:
             self.study.evaluation.site_metrics,
             self.study.training.local_steps,
             self.study.privacy.target_epsilon if self.study.is_private else None,
+            self.study.classes_measured,
         )
         total = aggregation.Round(self.study, before, number, self._clipping)
         examination = Examination(before.adapter, trained)
@@ -366,4 +386,7 @@ def _answer(outcome: Admitted | SetAside, packet: wire.Packet) -> Answer:
         digest=outcome.change.digest,
         loss=metrics.loss if metrics else None,
         accuracy=metrics.accuracy if metrics else None,
+        classes=ClassCounts(metrics.right, metrics.wrong, metrics.count_noise)
+        if metrics and metrics.classes
+        else None,
     )

@@ -1,6 +1,7 @@
 """Tables of studies, runs, rounds and what each institution did in them."""
 
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import JSON, Float, ForeignKey, Integer, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
@@ -81,3 +82,4 @@ class AnswerRow(Base):
     digest: Mapped[str | None] = mapped_column(String(64))
     loss: Mapped[float | None] = mapped_column(Float)
     accuracy: Mapped[float | None] = mapped_column(Float)
+    classes: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))

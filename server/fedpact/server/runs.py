@@ -13,6 +13,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Engine, select, update
 
@@ -25,7 +26,7 @@ from fedpact.common.study import Study
 from fedpact.common.transcript import Json
 from fedpact.common.transcript_store import write
 from fedpact.server.diagnostics import Diagnosis
-from fedpact.server.rounds import Answer
+from fedpact.server.rounds import Answer, ClassCounts
 from fedpact.server.run_tables import AnswerRow, RoundRow, RunRow, StudyRow
 from fedpact.server.tables import transaction
 
@@ -363,13 +364,20 @@ def _round_view(row: RoundRow, answers: Sequence[AnswerRow]) -> RoundView:
         row.accuracy,
         {
             a.institution: Answer(
-                a.state, a.reason, a.bytes_in, a.epsilon, a.norm, a.digest, a.loss, a.accuracy
+                *(a.state, a.reason, a.bytes_in, a.epsilon, a.norm, a.digest),
+                *(a.loss, a.accuracy, _counts(a.classes)),
             )
             for a in answers
         },
         Diagnosis(row.averaging_loss, row.mean_cosine),
         row.metrics or {},
     )
+
+
+def _counts(stored: dict[str, Any] | None) -> ClassCounts | None:
+    if stored is None:
+        return None
+    return ClassCounts(tuple(stored["right"]), tuple(stored["wrong"]), stored["noise"])
 
 
 def newest(engine: Engine) -> str | None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Group
 from rich.table import Table
 
+from fedpact.client import private_metrics
 from fedpact.client.site import plan_metrics, whole_run
 from fedpact.common import accounting, neighbours
 from fedpact.common.errors import BudgetError, StudyError
@@ -54,6 +55,12 @@ class SitePlan(BaseModel):
     """σ that would keep the budget if the rounds doubled."""
     epsilon_of_person: dict[int, float] | None = None
     """Where the unit is a record: ε for a person, by how many records the person has."""
+    metrics_epsilon: float | None = None
+    """Private metrics: ε that they cost alone in the whole run. It is part of `epsilon`."""
+    accuracy_noise: float | None = None
+    """Private metrics: standard deviation of the noise in one round's accuracy."""
+    count_noise: float | None = None
+    """Private metrics by class: standard deviation of the noise in each count of one round."""
     noise_for_records: float | None = None
     """Where the unit is a person: σ with which the budget would cover single records only."""
     why: str = ""
@@ -136,6 +143,21 @@ def _costs(study: Study, site: SitePlan) -> dict[str, object]:
         "epsilon_twice_the_rounds": accounting.epsilon([twice, *beside, *beside], delta),
         "noise_twice_the_rounds": _noise_or_none(target, delta, twice, metrics),
         **_other_unit(study, site, run, metrics),
+        **_of_metrics(study, site),
+    }
+
+
+def _of_metrics(study: Study, site: SitePlan) -> dict[str, object]:
+    """What private metrics cost, and how wide their noise is."""
+    release = plan_metrics(study)
+    whole = whole_run(study, release)
+    if release is None or whole is None:
+        return {}
+    spread = release.noise_multiplier * private_metrics.sensitivity(study)
+    return {
+        "metrics_epsilon": accounting.epsilon([whole], study.privacy.target_delta),
+        "accuracy_noise": spread / study.expected_validation(site.name),
+        "count_noise": spread if study.evaluation.per_class else None,
     }
 
 
@@ -205,9 +227,18 @@ def tables(found: StudyPlan) -> Group:
                 *map(_cell, [site.noise_for_records] if by_person else persons),
             )
     lines = [f"{site.name}: {site.why}" for site in found.sites if site.why]
+    lines += [_metrics_line(site) for site in found.sites if site.metrics_epsilon is not None]
     if found.accuracy is not None:
         lines.append(f"A simulation of it ended at accuracy {found.accuracy:.4f}.")
     return Group(buys, *([means] if means.row_count else []), *lines)
+
+
+def _metrics_line(site: SitePlan) -> str:
+    counts = f", each count by class by {_cell(site.count_noise)}" if site.count_noise else ""
+    return (
+        f"{site.name}: of this ε, private metrics alone cost {_cell(site.metrics_epsilon)}; a round's "
+        f"accuracy is off by {_cell(site.accuracy_noise)} (one standard deviation){counts}."
+    )
 
 
 def _cell(value: float | None) -> str:
