@@ -19,6 +19,9 @@ from support.site_factory import some_weights, update_header
 CHANGE = some_weights()
 EXPECTED = CHANGE.manifest
 METRICS = wire.SiteMetrics(kind="raw", loss=0.5, accuracy=0.75)
+BY_CLASS = wire.SiteMetrics(
+    kind="private", loss=0.5, accuracy=0.75, right=(1.0, 2.0), wrong=(3.0, 4.0)
+)
 
 
 @pytest.fixture
@@ -71,6 +74,8 @@ def not_finite() -> Weights:
         (update_header(CHANGE), CHANGE, {"max_norm": 0.99 * CHANGE.norm}),
         (update_header(CHANGE, metrics=METRICS), CHANGE, {}),
         (update_header(CHANGE, metrics=METRICS), CHANGE, {"metrics": "private"}),
+        (update_header(CHANGE, metrics=BY_CLASS), CHANGE, {"metrics": "private"}),
+        (update_header(CHANGE, metrics=BY_CLASS), CHANGE, {"metrics": "private", "classes": 3}),
         (update_header(CHANGE.select(["head.bias"])), CHANGE.select(["head.bias"]), {}),
         (update_header(CHANGE), CHANGE, {"expected": EXPECTED.select(["head.bias"])}),
         (update_header(CHANGE), some_weights(seed=1), {}),

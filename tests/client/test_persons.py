@@ -15,7 +15,7 @@ from fedpact.client.batching import micro_batches, person_batches
 from fedpact.client.datasets import Datasets
 from fedpact.client.home import ClientHome
 from fedpact.client.record_cache import encode
-from fedpact.client.site import plan
+from fedpact.client.site import plan, plan_metrics
 from fedpact.client.trainer import LocalTraining
 from fedpact.client.up import build_site
 from fedpact.client.validation import split
@@ -255,6 +255,19 @@ def test_a_person_is_on_one_side_of_the_validation_split(tmp_path, tiny, workben
     without = records.select(np.flatnonzero(records.persons != records.persons[0]))
     moved = split(study, without)
     assert set(moved.validation.persons) == validation - {records.persons[0]}
+
+
+def test_private_metrics_count_persons_and_are_paid_for_by_person(tmp_path, tiny, workbench):
+    home, _, site = a_site(tmp_path, workbench)
+    evaluation = {"site_metrics": "private", "validation_fraction": 0.4, "per_class": True}
+    study = person_study(tiny, evaluation=evaluation)
+    found = ask(home, site, workbench, study).metrics
+    assert (found.kind, found.classes) == ("private", 2)
+    release = plan_metrics(study)
+    assert found.count_noise == pytest.approx(release.noise_multiplier * 1.5**0.5)
+    assert found.accuracy_noise == pytest.approx(found.count_noise / (0.4 * PERSONS))
+    (entry,) = site.ledger.history("notes")
+    assert (entry.unit, entry.metrics) == ("person (who)", release)
 
 
 def test_the_self_test_stands_for_persons(tiny, workbench):

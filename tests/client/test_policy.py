@@ -23,6 +23,12 @@ MANY = 1000
 CLINIC = {"name": INSTITUTION, "sector": "academia", "records": MANY}
 WITH_FIRM = {"institutions": [CLINIC, {"name": "Firm", "sector": "industry", "records": MANY}]}
 
+TO_PERSONS = {
+    "task": {"person_column": "who"},
+    "privacy": {"unit": "person", "max_records_per_person": 4},
+    "institutions": [CLINIC | {"persons": 200}],
+}
+
 
 def test_the_defaults_allow_a_private_study():
     check(Policy(), a_study(), INSTITUTION, MANY)
@@ -41,6 +47,13 @@ def test_the_defaults_allow_a_private_study():
             "does not name the SHA-256",
         ),
         ({}, {"privacy": {"mechanism": "none"}}, MANY, "no differential privacy"),
+        ({"required_unit": "person"}, {}, MANY, "promises nothing to persons"),
+        (
+            {"required_unit": "person", "require_dp": False},
+            {"privacy": {"mechanism": "none"}},
+            MANY,
+            "promises nothing to persons",
+        ),
         ({"max_epsilon": 3.9}, {}, MANY, "ε = 4 is above the 3.9"),
         ({"max_delta": 1e-6}, {}, MANY, "δ = 1e-05 is above the 1e-06"),
         ({}, {}, 99, "fewer than the 100 records"),
@@ -74,6 +87,8 @@ def test_each_rule_refuses_in_one_sentence(policy, sections, records, reason):
         ({"models": (MODEL_SHA256,)}, {}, MANY),
         ({"require_model_sha256": False}, {"model": {"sha256": None}}, MANY),
         ({"require_dp": False}, {"privacy": {"mechanism": "none"}}, MANY),
+        ({"required_unit": "person"}, TO_PERSONS, MANY),
+        ({}, TO_PERSONS, MANY),
         ({"max_epsilon": 4.0, "max_delta": 1e-5}, {}, MANY),
         ({}, {}, 100),
         ({"allow_site_metrics": True}, {"evaluation": {"site_metrics": "raw"}}, MANY),
@@ -187,6 +202,8 @@ def test_a_policy_in_words_says_what_is_not_private():
     strict = in_words(Policy())
     assert not [sentence for sentence in strict if "NOT PRIVATE" in sentence]
     assert any("ε = 10 in its lifetime" in sentence for sentence in strict)
+    (whom,) = (s for s in in_words(Policy(required_unit="person")) if "promise" in s)
+    assert "must be to persons" in whom
     loose = in_words(Policy(require_dp=False, allow_site_metrics=True, uses=()))
     assert len([sentence for sentence in loose if "NOT PRIVATE" in sentence]) == 2
     assert any("for nothing." in sentence for sentence in loose)

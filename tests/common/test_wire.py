@@ -25,6 +25,7 @@ REQUEST = wire.RequestHeader(
     adapter=wire.ArrayInfo.of(WEIGHTS),
 )
 UPDATE = update_header(WEIGHTS, metrics=wire.SiteMetrics(kind="raw", loss=0.1, accuracy=0.9))
+METRICS = {"kind": "private", "loss": 0.1, "accuracy": 0.9}
 REFUSAL = wire.Refusal(
     run="r-1", round=3, study_digest=STUDY.digest, code="budget", reason="no ε is left"
 )
@@ -127,6 +128,8 @@ def changed(header: wire.RequestHeader | wire.UpdateHeader | wire.Refusal, **fie
         changed(UPDATE, steps=-1),
         changed(UPDATE, metrics={"loss": 1, "accuracy": float("inf")}),
         changed(UPDATE, metrics={"loss": 1, "accuracy": 1, "f1": 1}),
+        changed(UPDATE, metrics={**METRICS, "right": [1.0, 2.0], "wrong": [1.0]}),
+        changed(UPDATE, metrics={**METRICS, "right": [1e300], "wrong": [1.0]}),
         changed(REFUSAL, code="whatever"),
         changed(REFUSAL, reason="x" * 2001),
         changed(REFUSAL, kind="update"),

@@ -14,9 +14,11 @@ ADAPTER = lora_weights()
 REQUEST = update_request(STUDY, ADAPTER)
 
 
-def expected(*, site_metrics: str = "none") -> Expected:
+def expected(*, site_metrics: str = "none", classes: int = 0) -> Expected:
     trained = trained_manifest(STUDY, ADAPTER.manifest, 1)
-    return Expected("r1", 1, STUDY.digest, trained, site_metrics, steps=1, epsilon=8.0)
+    return Expected(
+        "r1", 1, STUDY.digest, trained, site_metrics, steps=1, epsilon=8.0, classes=classes
+    )
 
 
 def test_an_honest_update_counts():
@@ -76,3 +78,15 @@ def test_raw_metrics_are_not_taken_for_private_ones():
     outcome = admit(liar.metrics_not_asked_for(REQUEST), expected(site_metrics="private"))
     assert isinstance(outcome, SetAside)
     assert "metrics" in outcome.reason
+
+
+@pytest.mark.parametrize(("asked", "counts"), [(0, False), (2, True), (3, False)])
+def test_counts_by_class_are_for_the_labels_of_the_study_or_the_update_is_not_taken(
+    asked, counts
+):
+    outcome = admit(
+        liar.counting_classes(REQUEST), expected(site_metrics="private", classes=asked)
+    )
+    assert isinstance(outcome, Admitted) == counts
+    if not counts:
+        assert "metrics" in outcome.reason

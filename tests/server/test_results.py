@@ -12,7 +12,7 @@ from fedpact.common import accounting
 from fedpact.common.mechanism import SubsampledGaussian
 from fedpact.server.diagnostics import Diagnosis
 from fedpact.server.results import RunResult, overview
-from fedpact.server.rounds import Answer
+from fedpact.server.rounds import Answer, ClassCounts
 from fedpact.server.runs import RoundView, RunView
 from support.round_fakes import study_among
 
@@ -116,6 +116,31 @@ def test_what_each_site_does_is_said():
     assert "late: No reply." in table
     assert "away" in shown(VIEW)  # B was not asked in the last round
     assert "/somewhere/r1" in table
+
+
+def test_what_sites_count_by_class_is_summed_over_the_newest_round_that_has_it():
+    evaluation = {"site_metrics": "private", "per_class": True}
+    study = study_among("A", "B", evaluation=evaluation)
+    old = {"A": updated(1.0, classes=ClassCounts((9.0, 9.0), (9.0, 9.0), 3.0))}
+    new = {
+        "A": updated(1.0, classes=ClassCounts((10.0, -0.5), (2.0, 8.0), 3.0)),
+        "B": updated(1.0, classes=ClassCounts((20.0, 1.0), (1.0, 6.5), 4.0)),
+    }
+    rounds = [
+        RoundView(n, 1.0, None, None, answers) for n, answers in enumerate((old, new, {}), 1)
+    ]
+    view = replace(VIEW, study=study, rounds=tuple(rounds))
+    first, second = RunResult.of(view).classes
+    assert [one.label for one in (first, second)] == list(study.task.labels)
+    assert (first.right, first.total) == (30.0, 33.0)
+    assert (second.right, second.total) == (0.5, 15.0)
+    assert first.right_noise == pytest.approx(5.0)
+    assert first.total_noise == pytest.approx(5.0 * 2**0.5)
+    table = shown(view)
+    assert "right ±5.0" in table
+    assert "records ±7.1" in table
+    assert "private, noisy" in table
+    assert RunResult.of(VIEW).classes == []
 
 
 def test_without_privacy_it_says_so_and_shows_no_epsilon():

@@ -6,7 +6,7 @@ import pytest
 from fedpact.common import wire
 from fedpact.common.errors import RunError
 from fedpact.common.evaluation import Metrics
-from fedpact.server.rounds import Conductor, Terms
+from fedpact.server.rounds import ClassCounts, Conductor, Terms
 from support import liar
 from support.round_fakes import FakeClock, FakeExchange, FakeRecord, lora_weights, study_among
 
@@ -65,6 +65,16 @@ def test_every_round_changes_the_adapter_by_the_mean_and_is_written_down():
     assert len(answer.digest) == 64
     reply = liar.honest()(exchange.asked[0]["A"])
     assert answer.bytes_in == reply.size
+
+
+def test_what_sites_count_by_class_is_written_down_where_the_study_asks_for_it():
+    evaluation = {"site_metrics": "private", "per_class": True}
+    exchange = FakeExchange(everyone(A=liar.counting_classes))
+    record, _ = conduct(exchange, evaluation=evaluation)
+    assert record.answers[1]["A"].classes == ClassCounts((10.0, -1.0), (2.0, 8.5), 1.5)
+    assert record.answers[1]["B"].classes is None
+    record, _ = conduct(FakeExchange(everyone(A=liar.counting_classes)))
+    assert record.states(1)["A"] == "rejected"
 
 
 def test_updates_weigh_as_much_as_the_size_that_was_declared():

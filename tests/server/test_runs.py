@@ -15,11 +15,12 @@ from fedpact.server import aggregation, run_tables, runs
 from fedpact.server.aggregation import Standing
 from fedpact.server.diagnostics import Diagnosis
 from fedpact.server.home import MIGRATIONS
-from fedpact.server.rounds import Answer
+from fedpact.server.rounds import Answer, ClassCounts
 from support.round_fakes import lora_weights, study_among
 
 STUDY = study_among("Ärzte", "B")
-UPDATED = Answer("updated", "", 1234, 0.25, 1.5, "d" * 64, 0.7, 0.6)
+COUNTS = ClassCounts((3.0, -0.5), (1.25, 2.0), 1.5)
+UPDATED = Answer("updated", "", 1234, 0.25, 1.5, "d" * 64, 0.7, 0.6, COUNTS)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from fedpact.client.site import plan as site_plan
+from fedpact.client.site import plan_metrics
 from fedpact.common.errors import BudgetError, StudyError
 from fedpact.common.study import Study
 from fedpact.simulations import planning
@@ -59,6 +60,26 @@ def test_private_metrics_are_in_the_plan(found):
     assert 0.98 * found.target_epsilon < site.epsilon <= found.target_epsilon
     assert site.epsilon < site.epsilon_replace_one < site.epsilon_of_person[2]
     assert site.noise_twice_the_rounds > site.noise_multiplier
+
+
+def test_the_plan_says_what_metrics_cost_and_how_wide_their_noise_is(tiny):
+    plain, classes = (
+        person_study(tiny, evaluation={"site_metrics": "private", "per_class": by_class})
+        for by_class in (False, True)
+    )
+    (one,), (other,) = planning.plan(plain), planning.plan(classes)
+    assert one.metrics_epsilon == pytest.approx(0.05 * 8.0, rel=0.01)
+    assert one.metrics_epsilon == other.metrics_epsilon < one.epsilon <= 8.0
+    # Persons are expected, not records: a tenth of 30.
+    noise = plan_metrics(plain).noise_multiplier
+    assert one.accuracy_noise == pytest.approx(noise * 0.5**0.5 / 3)
+    assert one.count_noise is None
+    assert other.count_noise == pytest.approx(noise * 1.5**0.5)
+    assert other.accuracy_noise == pytest.approx(other.count_noise / 3)
+    console = Console(file=StringIO(), width=300)
+    console.print(planning.tables(planning.of(classes, [other])))
+    assert "private metrics alone cost 0.3998" in console.file.getvalue()
+    assert "each count by class" in console.file.getvalue()
 
 
 def test_a_budget_that_cannot_buy_it_is_said_for_each_site():

@@ -124,6 +124,14 @@ def metrics_not_asked_for(packet: wire.Packet) -> wire.Packet:
     return asked.update(asked.full_of(1.0), metrics=metrics)
 
 
+def counting_classes(packet: wire.Packet) -> wire.Packet:
+    """Honest where the study asks for private metrics by class, of two labels."""
+    asked = Asked.of(packet)
+    metrics = {"kind": "private", "loss": 0.1, "accuracy": 0.9, "count_noise": 1.5}
+    counts = {"right": (10.0, -1.0), "wrong": (2.0, 8.5)}
+    return asked.update(asked.full_of(1.0), metrics=metrics | counts)
+
+
 def garbage_header(packet: wire.Packet) -> wire.Packet:
     return wire.Packet(header='{"kind": "update", \x00', array=honest()(packet).array)
 

@@ -76,6 +76,8 @@ class _Header(BaseModel):
     ]
 
 
+# Bounded too, so that sums over sites stay finite.
+_Count = Annotated[float, Field(ge=-1e12, le=1e12)]
 _TensorName = Annotated[str, Field(max_length=500)]
 # Bounded, so that a size that a peer made up is a number of ordinary length.
 _Shape = Annotated[
@@ -183,18 +185,18 @@ class SiteMetrics(BaseModel):
         Leaves("public", "Standard deviation of the noise in the accuracy."),
     ] = 0.0
     right: Annotated[
-        tuple[float, ...],
+        tuple[_Count, ...],
         Field(max_length=MAX_LABELS),
         Leaves("gaussian", "Number of right predictions among each label's records."),
     ] = ()
     wrong: Annotated[
-        tuple[float, ...],
+        tuple[_Count, ...],
         Field(max_length=MAX_LABELS),
         Leaves("gaussian", "Number of wrong predictions among each label's records."),
     ] = ()
     count_noise: Annotated[
         float,
-        Field(ge=0),
+        Field(ge=0, le=1e12),
         Leaves("public", "Standard deviation of the noise in each of these numbers."),
     ] = 0.0
 
