@@ -201,7 +201,7 @@ def study_page() -> str:
         "- `federation.quorum` is at most the number of institutions.",
         "- `training.rounds` times `training.local_steps` is at most 100,000.",
         '- Where `evaluation.site_metrics` is "private", `privacy.mechanism` is not "none": there would',
-        "  be no ε to pay with.",
+        "  be no ε to pay with. `evaluation.per_class` needs it to be private.",
         "- Under DP, `privacy.target_delta` is at most one over the declared records of every",
         "  institution: above that the promise would be empty.",
     ]

@@ -52,6 +52,25 @@ def test_what_else_the_run_would_mean_is_in_the_order_that_it_must_be(found):
         assert site.noise_twice_the_rounds > site.noise_multiplier
 
 
+def test_it_says_what_a_promise_to_records_is_to_a_person_with_as_many_as_asked(tmp_path):
+    small = study_among(
+        "A",
+        records=500,
+        training={"rounds": 1, "local_steps": 1, "batch_size": 500},
+        privacy={"target_epsilon": 0.1},
+    )
+    words = ["study", "plan", str(write(tmp_path, small)), "--format=json"]
+    done = CliRunner().invoke(app, [*words, "--person-records=3", "--person-records=50"])
+    assert done.exit_code == 0, done.output
+    found = planning.StudyPlan.model_validate_json(done.stdout)
+    (site,) = found.sites
+    assert list(site.epsilon_of_person) == [3, 50]
+    assert site.epsilon < site.epsilon_of_person[3] < site.epsilon_of_person[50]
+    console = Console(file=StringIO(), width=200)
+    console.print(planning.tables(found))
+    assert "person with 50" in console.file.getvalue()
+
+
 def test_private_metrics_are_in_the_plan(found):
     paying = study_among("A", records=500, evaluation={"site_metrics": "private"}, **SMALL)
     (site,) = planning.plan(paying)

@@ -17,6 +17,15 @@ def plan(
         Path | None,
         typer.Option(help="Simulate it too, on this file: what accuracy to expect."),
     ] = None,
+    person_records: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            max=1000,
+            help="Where the study promises to records: what that is to a person with so many. May be "
+            "given again; 2, 4 and 8 by default.",
+        ),
+    ] = None,
     format: Annotated[Literal["table", "json"], typer.Option(help="How to print.")] = "table",  # noqa: A002
 ) -> None:
     """Say what a study will cost each site: noise, ε, and what ε means for a person."""
@@ -29,7 +38,7 @@ def plan(
 
     loaded, quiet = studies.load(study), Console(stderr=True)
     steps = track(
-        planning.plan(loaded),
+        planning.plan(loaded, person_records or planning.PERSON_RECORDS),
         total=len(loaded.institutions),
         description="Planning",
         console=quiet,

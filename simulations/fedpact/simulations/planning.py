@@ -6,7 +6,7 @@ would mean under other assumptions than the ledger's: twice the rounds, one reco
 instead of added or removed, a person with several records.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from pydantic import BaseModel, ConfigDict
 from rich.console import Group
@@ -85,8 +85,12 @@ class StudyPlan(BaseModel):
     """On the public test set after a simulation, where one was asked for."""
 
 
-def plan(study: Study) -> Iterator[SitePlan]:
+def plan(study: Study, persons: Sequence[int] = PERSON_RECORDS) -> Iterator[SitePlan]:
     """Plan each institution's part, one after the other: each takes some seconds.
+
+    Args:
+        study: the study.
+        persons: records of the persons for whom ε is computed too, where the unit is a record.
 
     Raises:
         StudyError: the study names no institutions.
@@ -105,7 +109,11 @@ def plan(study: Study) -> Iterator[SitePlan]:
             sample_rate=study.sample_rate(institution.name),
             steps=study.total_steps,
         )
-        yield found.model_copy(update=_costs(study, found)) if study.is_private else found
+        yield (
+            found.model_copy(update=_costs(study, found, persons))
+            if study.is_private
+            else found
+        )
 
 
 def of(study: Study, sites: Iterable[SitePlan], accuracy: float | None = None) -> StudyPlan:
@@ -123,7 +131,7 @@ def of(study: Study, sites: Iterable[SitePlan], accuracy: float | None = None) -
     )
 
 
-def _costs(study: Study, site: SitePlan) -> dict[str, object]:
+def _costs(study: Study, site: SitePlan, persons: Sequence[int]) -> dict[str, object]:
     target, delta = study.privacy.target_epsilon, study.privacy.target_delta
     try:
         metrics = whole_run(study, plan_metrics(study))
@@ -142,7 +150,7 @@ def _costs(study: Study, site: SitePlan) -> dict[str, object]:
         "epsilon_replace_one": neighbours.replace_one_epsilon(run, delta, metrics),
         "epsilon_twice_the_rounds": accounting.epsilon([twice, *beside, *beside], delta),
         "noise_twice_the_rounds": _noise_or_none(target, delta, twice, metrics),
-        **_other_unit(study, site, run, metrics),
+        **_other_unit(study, site, run, metrics, persons),
         **_of_metrics(study, site),
     }
 
@@ -162,7 +170,11 @@ def _of_metrics(study: Study, site: SitePlan) -> dict[str, object]:
 
 
 def _other_unit(
-    study: Study, site: SitePlan, run: SubsampledGaussian, metrics: GaussianRelease | None
+    study: Study,
+    site: SitePlan,
+    run: SubsampledGaussian,
+    metrics: GaussianRelease | None,
+    persons: Sequence[int],
 ) -> dict[str, object]:
     """What the run is to whom its promise does not name."""
     target, delta = study.privacy.target_epsilon, study.privacy.target_delta
@@ -170,7 +182,7 @@ def _other_unit(
         rate = min(study.training.batch_size, site.records) / site.records
         of_records = SubsampledGaussian(run.noise_multiplier, rate, run.steps)
         return {"noise_for_records": _noise_or_none(target, delta, of_records, metrics)}
-    epsilons = {n: neighbours.person_epsilon(run, n, delta, metrics) for n in PERSON_RECORDS}
+    epsilons = {n: neighbours.person_epsilon(run, n, delta, metrics) for n in persons}
     return {"epsilon_of_person": epsilons}
 
 
@@ -200,7 +212,8 @@ def tables(found: StudyPlan) -> Group:
         title=f"{found.study}: what ε = {found.target_epsilon:g} buys",
         caption=f"ε at δ = {found.delta:g}, for adding or removing one {found.unit}",
     )
-    others = ["σ for records"] if by_person else [f"person with {n}" for n in PERSON_RECORDS]
+    planned = next((s.epsilon_of_person for s in found.sites if s.epsilon_of_person), {})
+    others = ["σ for records"] if by_person else [f"person with {n}" for n in planned]
     means = Table(
         *("institution", "replace one", "rounds x2", *others),
         title="What the same run's ε is",
