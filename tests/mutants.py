@@ -179,8 +179,8 @@ MUTANTS = (
     ),
     Mutant(
         f"{_CLIENT}/gate.py",
-        "if header.metrics is not None and header.metrics.kind != metrics:",
-        "if header.metrics is not None and header.metrics.kind is None:",
+        "if (said := header.metrics) is not None and (said.kind, said.classes) != allowed:",
+        "if (said := header.metrics) is not None and said.kind != metrics:",
         "tests/client/test_gate.py",
     ),
     Mutant(
@@ -188,6 +188,19 @@ MUTANTS = (
         "reason = told or _KEPT_AT_HOME.get(refusal.code, refusal.reason)",
         "reason = refusal.reason",
         "tests/client/test_gate.py",
+    ),
+    # Private metrics
+    Mutant(
+        f"{_CLIENT}/private_metrics.py",
+        "shares = 1 / np.bincount(owners)[owners]",
+        "shares = np.ones(len(owners))",
+        "tests/client/test_private_metrics.py",
+    ),
+    Mutant(
+        f"{_CLIENT}/private_metrics.py",
+        "1.5 if study.evaluation.per_class else 0.5",
+        "0.5",
+        "tests/client/test_private_metrics.py",
     ),
     # The coordinator's own noise
     Mutant(
