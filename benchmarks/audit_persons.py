@@ -7,6 +7,7 @@ of them: what the audit shows of a person with 50, between that and what `study 
 """
 
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def records() -> EncodedRecords:
     rng = np.random.default_rng(0)
     made = _minilm.records(rng.integers(4, 13, RECORDS))
     persons = person_numbers([f"patient {n % PERSONS}" for n in range(RECORDS)])
-    return EncodedRecords(made.ids, made.offsets, made.labels, persons)
+    return replace(made, persons=persons)
 
 
 def main() -> None:

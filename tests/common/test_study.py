@@ -165,6 +165,7 @@ def test_every_study_survives_its_canonical_form(name, purpose, epsilon, rounds)
         ("[training]", '[evaluation]\nsha256 = "abc"\n[training]', "line 11: evaluation.sha256: "),
         ("[training]", "[evaluation]\nsite_metrics = true\n[training]", "line 11: evaluation.site_metrics: Input should be 'none', 'private' or 'raw'"),
         ("[training]", "[evaluation]\nper_class = true\n[training]", "`evaluation.per_class` needs"),
+        ("[task]", '[evaluation]\nper_class = true\nsite_metrics = "private"\n[task]\nname = "multi-label-classification"', "`evaluation.per_class` counts by label"),
         ("[training]", '[privacy]\nmechanism = "none"\n[evaluation]\nsite_metrics = "private"\n[training]', '`evaluation.site_metrics` is "private"'),
         ('name = "triage"', 'name = ""', "line 2: study.name: "),
         ('name = "triage"', 'name = "a\\u001b[31m"', "line 2: study.name: "),

@@ -412,7 +412,7 @@ def test_each_rounds_adapter_is_measured_once_and_while_sites_train(first_round)
     numbers = list(range(first_round, 4))
     assert measure.measured == [record.weights[number].digest for number in numbers]
     assert list(record.metrics) == numbers
-    assert record.metrics[3].accuracy == len(numbers) / 10
+    assert record.metrics[3].score == len(numbers) / 10
     for number in numbers[:-1]:
         # After the next round's sites were asked, before that round ends.
         start = record.events.index(("started", number + 1))

@@ -63,8 +63,9 @@ def release(
     sums = np.zeros(2 + 2 * classes)
     sums[:2] = shares @ (bounded - 0.5), shares @ (losses - 0.5)
     if classes:
-        np.add.at(sums, 2 + records.labels, shares * bounded)
-        np.add.at(sums, 2 + classes + records.labels, shares * (1 - bounded))
+        label = records.labels.astype(np.int64)
+        np.add.at(sums, 2 + label, shares * bounded)
+        np.add.at(sums, 2 + classes + label, shares * (1 - bounded))
     spread = how.noise_multiplier * sensitivity(study)
     sums += spread * rng.standard_normal(len(sums))
     accuracy, loss = 0.5 + sums[:2] / expected

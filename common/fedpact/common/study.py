@@ -441,6 +441,19 @@ class Study(Section):
                 "take part"
             )
         self._has_one_unit()
+        self._pays_for_metrics()
+        for institution in self.institutions:
+            size = self.size(institution)
+            if self.is_private and self.privacy.target_delta > 1 / size:
+                raise ValueError(
+                    f"`privacy.target_delta` is above 1/{size}, one over the "
+                    f"{self.privacy.unit}s of {institution.name}: such a promise is empty; take "
+                    "a smaller δ"
+                )
+        return self
+
+    def _pays_for_metrics(self) -> None:
+        """Private metrics have an ε to be paid from, and count only what a task has."""
         if self.evaluation.per_class and self.evaluation.site_metrics != "private":
             raise ValueError(
                 '`evaluation.per_class` needs `evaluation.site_metrics = "private"`'
@@ -455,15 +468,6 @@ class Study(Section):
                 '`evaluation.site_metrics` is "private" but `privacy.mechanism` is "none": '
                 "there is no ε to pay for them with"
             )
-        for institution in self.institutions:
-            size = self.size(institution)
-            if self.is_private and self.privacy.target_delta > 1 / size:
-                raise ValueError(
-                    f"`privacy.target_delta` is above 1/{size}, one over the "
-                    f"{self.privacy.unit}s of {institution.name}: such a promise is empty; take "
-                    "a smaller δ"
-                )
-        return self
 
     def _has_one_unit(self) -> None:
         """Everything that a promise to persons needs is there, and nothing of it without."""

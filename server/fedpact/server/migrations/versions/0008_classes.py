@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0007_classes"
-down_revision = "0006_aggregation"
+revision = "0008_classes"
+down_revision = "0007_task_metrics"
 branch_labels = None
 depends_on = None
 
