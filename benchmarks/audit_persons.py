@@ -2,8 +2,9 @@
 
 MiniLM with A frozen, r = 8, among 100 persons with four records each. Where the unit is a person,
 six steps see a twentieth of the persons at a claim of ε = 1: sound runs, then each planted bug.
-Where the unit is a record, the same persons' promise is ε = 0.1 for each record in one step with all
-of them: what the audit shows of a person with 50, between that and what `study plan` computes.
+Where the unit is a record, one step with all records claims ε = 0.1 for each: what the audit shows of
+a person with 50, between that and what `study plan` computes; and the same attack where ε = 0.1 is
+promised to persons.
 """
 
 import time
@@ -77,6 +78,11 @@ def main() -> None:
             f"claimed {found.claimed:.3f} for a record, bound {found.bound:.3f}, "
             f"planned {found.covered:.3f} for a person with so many"
         )
+    alike = study("person", PERSONS, 1, 1, 0.1)
+    found = attacked(alike, 0, 400, 200)
+    parts["person_unit_50_records"] = (
+        f"claimed {found.claimed:.3f} for a person, bound {found.bound:.3f}"
+    )
     report(
         title=f"Planted person bugs caught at 95 % confidence, of {len(PERSON_BUGS)}",
         figure=caught,

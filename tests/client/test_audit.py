@@ -21,6 +21,7 @@ from fedpact.common import model as models
 from fedpact.common.errors import DataError, StudyError, TrainingError, UsageError
 from fedpact.common.mechanism import SubsampledGaussian
 from fedpact.common.records import EncodedRecords, person_numbers
+from fedpact.common.study import Study
 from support.persons import person_sections, person_study, write_persons
 from support.site_factory import INSTITUTION
 from support.tiny_bert import some_rows, write_data
@@ -163,7 +164,7 @@ def test_epsilon_holds_for_a_person_with_fifty_records(of_persons):
     assert {one.canary_records for one in found} == {50}
 
 
-def test_a_promise_to_records_is_less_to_a_person_with_fifty(tiny):
+def test_a_promise_to_records_is_less_to_a_person_with_fifty(tiny, of_persons):
     """More is lost than the ε of one record, and less than what follows from it for fifty."""
     study = study_for(
         tiny,
@@ -185,6 +186,14 @@ def test_a_promise_to_records_is_less_to_a_person_with_fifty(tiny):
     assert fifty.covered == neighbours.person_epsilon(whole, 50, 1e-5)
     assert 10 * fifty.claimed < fifty.bound < fifty.covered
     assert not fifty.contradicted
+    # Nothing of the kind, of the same persons, where the promise is to them.
+    document = of_persons.model_dump()
+    document["training"] |= {"rounds": 1, "local_steps": 1, "batch_size": PERSONS}
+    document["privacy"]["target_epsilon"] = 0.1
+    alike = Study.model_validate(document)
+    kept = attacked_in_the_crowd(alike, canaries=200, guesses=100)
+    assert (kept.claimed, kept.canary_records) == (pytest.approx(0.1, rel=2e-3), 50)
+    assert kept.bound < kept.claimed
 
 
 def test_it_must_be_known_whose_the_records_are(of_persons):

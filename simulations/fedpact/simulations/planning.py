@@ -58,7 +58,7 @@ class SitePlan(BaseModel):
     metrics_epsilon: float | None = None
     """Private metrics: ε that they cost alone in the whole run. It is part of `epsilon`."""
     accuracy_noise: float | None = None
-    """Private metrics: standard deviation of the noise in one round's accuracy."""
+    """Private metrics: standard deviation of the noise in one round's mean score."""
     count_noise: float | None = None
     """Private metrics by class: standard deviation of the noise in each count of one round."""
     noise_for_records: float | None = None
@@ -249,8 +249,8 @@ def tables(found: StudyPlan) -> Group:
 def _metrics_line(site: SitePlan) -> str:
     counts = f", each count by class by {_cell(site.count_noise)}" if site.count_noise else ""
     return (
-        f"{site.name}: of this ε, private metrics alone cost {_cell(site.metrics_epsilon)}; a round's "
-        f"accuracy is off by {_cell(site.accuracy_noise)} (one standard deviation){counts}."
+        f"{site.name}: of its ε, private metrics alone cost {_cell(site.metrics_epsilon)}; a round's "
+        f"mean score is off by {_cell(site.accuracy_noise)} (one standard deviation){counts}."
     )
 
 
