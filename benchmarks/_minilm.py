@@ -21,7 +21,7 @@ def study(method: str = "ffa-lora", **training: Any) -> Study:
         {
             "study": {"name": "benchmark"},
             "task": {"labels": ["negative", "positive"]},
-            "model": {"base": "sentence-transformers/all-MiniLM-L6-v2"},
+            "model": {"base": "sentence-transformers/all-MiniLM-L6-v2", "pooling": "first"},
             "training": {"precision": "fp32", "optimizer": "sgd", **training},
             "aggregation": {"method": method},
             "privacy": {"mechanism": "none"},

@@ -115,7 +115,11 @@ def _write_study(path: Path, rounds: int) -> Path:
     document = {
         "study": {"name": "round-overhead"},
         "task": {"labels": [NOT_SERIOUS, SERIOUS]},
-        "model": {"base": BASE, "sha256": file_digest(weights)},
+        "model": {
+            "base": BASE,
+            "sha256": file_digest(weights),
+            "pooling": "first",
+        },  # as the other
         "training": {
             "rounds": rounds,
             "local_steps": 1,

@@ -89,7 +89,7 @@ def write_study(folder: Path, rounds: int) -> Path:
     document = {
         "study": {"name": "simulation-overhead"},
         "task": {"labels": [NOT_SERIOUS, SERIOUS]},
-        "model": {"base": BASE},
+        "model": {"base": BASE, "pooling": "first"},  # as the other
         "training": {
             "rounds": rounds,
             "local_steps": 1,

@@ -74,12 +74,13 @@ def sgd(model):
     return torch.optim.SGD(trained(model), lr=1.0)
 
 
-def private(model, *, noise=0.0, clip=CLIP, expected=4.0, seed=0):
+def private(model, *, noise=0.0, clip=CLIP, clipping="flat", expected=4.0, seed=0):
     return PrivateStep(
         model,
         sgd(model),
         noise_multiplier=noise,
         max_grad_norm=clip,
+        clipping=clipping,
         expected_batch_size=expected,
         rng=np.random.default_rng(seed),
     )
@@ -120,6 +121,24 @@ def test_each_record_is_clipped_over_all_parameters_together(freeze_a):
     )
 
 
+def test_automatic_clipping_brings_every_record_to_nearly_the_norm():
+    model, batch = tiny_model(), batch_of(6)
+    gradients = gradients_one_by_one(model, batch)
+    norms = gradients.norm(dim=1, keepdim=True)
+    for clip in (0.01, 3.0):
+        expected = (clip * gradients / (norms + 0.01)).sum(dim=0) / 4
+        found = change(model, [batch], clip=clip, clipping="automatic")
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * clip)
+
+
+def test_under_automatic_clipping_the_norm_only_scales_the_step():
+    model, batch = tiny_model(), batch_of(6)
+    one, tenth = (
+        change(model, [batch], clip=clip, noise=1.0, clipping="automatic") for clip in (1, 0.1)
+    )
+    torch.testing.assert_close(one, 10 * tenth, rtol=1e-3, atol=1e-5)
+
+
 def test_gradients_are_of_each_record_where_nothing_is_clipped():
     model, batch = tiny_model(), batch_of(3)
     for i in range(3):
@@ -132,16 +151,25 @@ def test_gradients_are_of_each_record_where_nothing_is_clipped():
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 999), clip=st.floats(1e-3, 10), size=st.integers(0, 5))
-def test_one_record_more_changes_the_sum_by_at_most_the_clipping_norm(seed, clip, size):
+@given(
+    seed=st.integers(0, 999),
+    clip=st.floats(1e-3, 10),
+    size=st.integers(0, 5),
+    clipping=st.sampled_from(["flat", "automatic"]),
+)
+def test_one_record_more_changes_the_sum_by_at_most_the_clipping_norm(
+    seed, clip, size, clipping
+):
     model, batch = tiny_model(), batch_of(size + 1, seed)
-    with_it = change(model, [batch], clip=clip, expected=1)
-    without = change(model, [part(batch, 0, size)] if size else [], clip=clip, expected=1)
+    how = {"clip": clip, "clipping": clipping, "expected": 1}
+    with_it = change(model, [batch], **how)
+    without = change(model, [part(batch, 0, size)] if size else [], **how)
     assert (with_it - without).norm() <= clip * (1 + 1e-4)
 
 
+@pytest.mark.parametrize("clipping", ["flat", "automatic"])
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e38])
-def test_a_record_that_overflows_changes_the_sum_by_no_more_than_any_other(value):
+def test_a_record_that_overflows_changes_the_sum_by_no_more_than_any_other(value, clipping):
     """Its token's embedding is one that a hostile model or adapter could have made."""
     model, whole = tiny_model(), batch_of(5)
     ids, mask, labels = whole
@@ -151,8 +179,8 @@ def test_a_record_that_overflows_changes_the_sum_by_no_more_than_any_other(value
     with torch.no_grad():
         model.get_input_embeddings().weight[49] = value
     batch = (ids * mask, mask, labels)
-    without = change(model, [part(batch, 0, 4)])
-    with_it = change(model, [batch])
+    without = change(model, [part(batch, 0, 4)], clipping=clipping)
+    with_it = change(model, [batch], clipping=clipping)
     assert torch.isfinite(with_it).all()
     assert 4.0 * (with_it - without).norm() <= CLIP * (1 + 1e-3)
 

@@ -237,6 +237,8 @@ SECTIONS = {
         "institutions": {"records": 2_000},
     },
     "a small norm": {"privacy": {"max_grad_norm": 1e-4}},
+    "automatic clipping": {"privacy": {"clipping": "automatic"}},
+    "a mean over tokens": {"model": {"pooling": "mean"}},
     "not private": {"privacy": {"mechanism": "none"}},
 }
 

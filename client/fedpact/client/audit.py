@@ -304,7 +304,8 @@ class _CanaryTrainer(Trainer):
         self._canaries = canaries
         # The number of the canary that each record is; -1 for none.
         self._numbers = np.concatenate((np.full(first, -1), numbers))
-        self._length = _LENGTH * max_grad_norm
+        # Long also beside the γ of automatic clipping, however small the clipping norm is.
+        self._length = _LENGTH * max(max_grad_norm, 1.0)
         self._parameters = [
             parameter
             for parameter in models.adapter_parameters(model.module).values()

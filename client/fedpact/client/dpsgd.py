@@ -6,8 +6,9 @@ Rules, each of which has a test:
    Opacus records nothing, and a parameter that is replaced afterwards is trained by nobody.
    Both are refused.
 2. The optimiser holds what requires a gradient, all of it and nothing else.
-3. Each record's gradient, over all those parameters together, is clipped to `max_grad_norm`;
-   what is not finite in it counts as zero. Where the promise is to persons, it is the mean of
+3. Each record's gradient, over all those parameters together, is clipped to `max_grad_norm`,
+   or under automatic clipping (Bu et al. 2023) scaled to just below it: C g / (|g| + γ). What is
+   not finite in it counts as zero. Where the promise is to persons, it is the mean of
    a person's gradients that is clipped: one person moves the sum by no more than that.
 4. Noise is added once for each logical batch, not for each micro-batch.
 5. The noised sum is divided by the *expected* batch size, which is public, never by the
@@ -20,7 +21,7 @@ Arithmetic on gradients is float32 whatever the precision of the forward pass.
 import warnings
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from opacus.grad_sample import GradSampleHooks
@@ -30,6 +31,11 @@ from torch.optim import Optimizer
 
 from fedpact.common.errors import TrainingError
 from fedpact.common.randomness import Randomness, SecureRandom
+
+Clipping = Literal["flat", "automatic"]
+# γ of automatic clipping, as in Bu et al. 2023: gradients far below it fade, as those of records
+# that are learned do.
+AUTOMATIC = 0.01
 
 
 class Step(Protocol):
@@ -81,6 +87,7 @@ class PrivateStep:
         optimizer: over the model's trainable parameters.
         noise_multiplier: σ, the noise's standard deviation over `max_grad_norm`.
         max_grad_norm: C, the L2 norm to which each record's gradient is clipped.
+        clipping: `flat` cuts what is longer than C; `automatic` brings all to nearly C before.
         expected_batch_size: sampling rate times the data set's public size.
         rng: for the noise; cryptographic by default. Give one with a seed only in tests and
             simulations: who knows it can take the noise away.
@@ -97,6 +104,7 @@ class PrivateStep:
         noise_multiplier: float,
         max_grad_norm: float,
         expected_batch_size: float,
+        clipping: Clipping = "flat",
         rng: Randomness | None = None,
     ) -> None:
         self._model = model
@@ -112,6 +120,7 @@ class PrivateStep:
             max_grad_norm=max_grad_norm,
             expected_batch_size=expected_batch_size,
         )
+        self._optimizer.clipping = clipping
         self._optimizer.rng = rng or SecureRandom()
 
     def __enter__(self) -> Self:
@@ -204,9 +213,18 @@ class PrivateStep:
 
 
 class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
-    """Opacus' optimiser with the noise drawn by `standard_normal`."""
+    """Opacus' optimiser with our clipping, and the noise drawn by `standard_normal`."""
 
+    clipping: Clipping
     rng: Randomness
+
+    def clip_and_accumulate(self) -> None:
+        if self.clipping == "automatic":
+            norms = torch.stack([sample.flatten(1).norm(dim=1) for sample in self.grad_samples])
+            factors = self.max_grad_norm / (norms.norm(dim=0) + AUTOMATIC)
+            for sample in self.grad_samples:
+                sample.mul_(factors.view(-1, *[1] * (sample.dim() - 1)))
+        super().clip_and_accumulate()  # so that the bound holds whatever came before
 
     def add_noise(self) -> None:
         std = self.noise_multiplier * self.max_grad_norm

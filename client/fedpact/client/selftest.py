@@ -131,6 +131,7 @@ def _check_agreement(study: Study, institution: str, how: LocalTraining) -> None
         and how.batch_size == study.expected_batch_size(institution)
         and ran.sample_rate == study.sample_rate(institution)
         and how.max_grad_norm == promised.max_grad_norm
+        and how.clipping == promised.clipping
         and how.max_records_per_person == promised.max_records_per_person,
         "The trainer and the ledger do not have the same numbers.",
     )
@@ -185,14 +186,20 @@ def _check_gradients(probe: _Probe) -> None:
         precision="fp32",
         max_records_per_person=probe.how.max_records_per_person and len(probe.records),
     )
-    factors = (clip / (units.norm(dim=1) + 1e-6)).clamp(max=1.0) / clip  # 1e-6 as Opacus has
-    clipped = units * factors[:, None]
+    clipped = units * _factors(units.norm(dim=1), clip, how.clipping)[:, None] / clip
     change = torch.from_numpy(probe.change(how).flat).double()
     error = (change + clipped.sum(dim=0)).norm()
     _require(
         float(error) <= _TOLERANCE * float(clipped.norm(dim=1).sum()),
         "A step is not the clipped sum over the expected batch.",
     )
+
+
+def _factors(norms: Tensor, clip: float, clipping: dpsgd.Clipping) -> Tensor:
+    """What clipping means, written a second time: both would have to be wrong alike."""
+    if clipping == "automatic":
+        return clip / (norms + 0.01)
+    return (clip / (norms + 1e-6)).clamp(max=1.0)
 
 
 def _check_noise(probe: _Probe, mechanism: SubsampledGaussian) -> None:

@@ -21,7 +21,7 @@ from fedpact.client.batching import (
     poisson_batches,
     shuffled_batches,
 )
-from fedpact.client.dpsgd import PlainStep, PrivateStep, Step
+from fedpact.client.dpsgd import Clipping, PlainStep, PrivateStep, Step
 from fedpact.common import evaluation
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import DataError, TrainingError
@@ -48,6 +48,7 @@ class LocalTraining:
         weight_decay: decoupled weight decay.
         max_grad_norm: L2 norm to which each record's (or person's) gradient is clipped,
             under DP.
+        clipping: `flat` cuts what is longer; `automatic` brings every gradient to nearly that norm.
         mechanism: noise and sampling rate under DP, for these steps; None is not private.
         precision: of the forward and backward pass; parameters stay float32.
         max_tokens: the most tokens, padding included, in a micro-batch.
@@ -61,6 +62,7 @@ class LocalTraining:
     optimizer: Literal["sgd", "adamw"] = "adamw"
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    clipping: Clipping = "flat"
     mechanism: SubsampledGaussian | None = None
     precision: Precision = "fp32"
     max_tokens: int = 4096
@@ -99,6 +101,7 @@ class LocalTraining:
             optimizer=training.optimizer,
             weight_decay=training.weight_decay,
             max_grad_norm=study.privacy.max_grad_norm,
+            clipping=study.privacy.clipping,
             mechanism=mechanism,
             precision=precision_on(device, training.precision),
             max_records_per_person=study.privacy.max_records_per_person,
@@ -232,6 +235,7 @@ class Trainer:
             noise_multiplier=how.mechanism.noise_multiplier,
             max_grad_norm=how.max_grad_norm,
             expected_batch_size=how.batch_size,
+            clipping=how.clipping,
             rng=rng,
         )
 

@@ -25,6 +25,7 @@ from torch import nn
 from fedpact.common import tasks
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import ModelError
+from fedpact.common.pooling import MeanPooled, Pooling, lora_targets
 from fedpact.common.study import BaseModelRef, Study
 
 Precision = Literal["fp32", "bf16"]
@@ -179,14 +180,15 @@ def build(study: Study, device: torch.device) -> nn.Module:
     import peft
     import transformers
     from safetensors import SafetensorError
+    from transformers import AutoModel
 
     folder = locate(study.model)
-    task = tasks.for_study(study)
+    pooling, task = _pooling(study, folder), tasks.for_study(study)
     transformers.utils.logging.disable_progress_bar()
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # a new head is what we ask for
     try:
-        base, loading = task.model_class().from_pretrained(
+        base, loading = (AutoModel if pooling.mean else task.model_class()).from_pretrained(
             folder,
             use_safetensors=True,
             local_files_only=True,
@@ -201,6 +203,8 @@ def build(study: Study, device: torch.device) -> nn.Module:
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
     _require_whole(folder, loading["missing_keys"], study)
+    if pooling.mean:
+        base = MeanPooled(base, normalise=pooling.normalise)
     _require_length(base, study)
     base.to(device)
     if not study.training.dropout:
@@ -210,12 +214,19 @@ def build(study: Study, device: torch.device) -> nn.Module:
     # The adapter names the model as the study does, not the folder that it came from here.
     warnings.filterwarnings("ignore", message=r"The PEFT config's .base_model_name_or_path")
     try:
-        model: nn.Module = peft.get_peft_model(base, lora_config(study))
+        model: nn.Module = peft.get_peft_model(base, lora_config(study, pooling))
     except ValueError as error:
         raise ModelError(f"The adapter does not fit {study.model.base}: {error}") from error
     set_trained(model, study, 1)
     set_adapter(model, initial_weights(model, study.training.seed))
     return model.train()
+
+
+def _pooling(study: Study, folder: Path) -> Pooling:
+    """What the head sees: only where there is one for a whole text is it to be chosen."""
+    if tasks.for_study(study).peft_type != "SEQ_CLS":
+        return Pooling()
+    return Pooling.of(folder, study.model.pooling)
 
 
 def _require_whole(folder: Path, missing: Iterable[str], study: Study) -> None:
@@ -266,17 +277,17 @@ def _attention(study: Study, device: torch.device) -> str | None:
     return "eager" if device.type == "cpu" and is_bf16 else None
 
 
-def lora_config(study: Study) -> Any:
-    """The study's adapter as PEFT describes it."""
+def lora_config(study: Study, pooling: Pooling) -> Any:
+    """The study's adapter as PEFT describes it, for the model that the pooling makes."""
     import peft
 
     adapter = study.adapter
     return peft.LoraConfig(
-        task_type=tasks.for_study(study).peft_type,
+        task_type=None if pooling.mean else tasks.for_study(study).peft_type,
         r=adapter.r,
         lora_alpha=adapter.lora_alpha,
         lora_dropout=adapter.lora_dropout,
-        target_modules=list(adapter.target_modules),
+        target_modules=lora_targets(adapter.target_modules, pooling),
         modules_to_save=list(adapter.modules_to_save) or None,
         base_model_name_or_path=study.model.base,
         revision=study.model.revision,
@@ -353,6 +364,6 @@ def save_peft(folder: Path, weights: Weights, study: Study) -> None:
     """Write a folder that `peft.PeftModel.from_pretrained` loads, the head included."""
     folder.mkdir(parents=True, exist_ok=True)
     weights.save(folder / "adapter_model.safetensors")
-    config = lora_config(study)
+    config = lora_config(study, _pooling(study, locate(study.model)))
     config.inference_mode = True
     config.save_pretrained(str(folder))

@@ -90,6 +90,12 @@ class BaseModelRef(Section):
     sha256: Digest | None = Field(
         default=None, description="SHA-256 that `model.safetensors` must have."
     )
+    pooling: Literal["auto", "first", "mean"] = Field(
+        default="auto",
+        description="What the head sees of a text: first is the library's own classifier, on the "
+        "first token; mean is the mean over all tokens; auto is the mean where the model's files "
+        "say that it was trained for it. The mean is scaled to length 1 where they say that.",
+    )
 
 
 class Adapter(Section):
@@ -164,6 +170,11 @@ class Privacy(Section):
         default=1.0,
         gt=0,
         description="L2 norm to which the gradient of each record (or person) is clipped.",
+    )
+    clipping: Literal["flat", "automatic"] = Field(
+        default="flat",
+        description="flat cuts gradients that are longer than `max_grad_norm`; automatic gives "
+        "every gradient nearly this length, so that the norm needs no tuning (Bu et al. 2023).",
     )
     unit: Literal["record", "person"] = Field(
         default="record",
