@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import peft
@@ -54,19 +55,13 @@ def trained(study):
     return model.eval(), Weights(manifest, values)
 
 
-class Classifier(torch.nn.Module):
-    """As docs/how-to/use-the-adapter.md has it."""
-
-    def __init__(self, folder, labels):
-        super().__init__()
-        self.backbone = AutoModel.from_pretrained(folder)
-        self.classifier = torch.nn.Linear(self.backbone.config.hidden_size, labels)
-
-    def forward(self, input_ids, attention_mask):
-        hidden = self.backbone(input_ids, attention_mask=attention_mask).last_hidden_state
-        mask = attention_mask[..., None]
-        mean = (hidden * mask).sum(1) / mask.sum(1)
-        return self.classifier(torch.nn.functional.normalize(mean, dim=1))
+def documented() -> type[torch.nn.Module]:
+    """The class that docs/how-to/use-the-adapter.md shows, made of its very lines."""
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "use-the-adapter.md").read_text()
+    lines = page.partition("```python\n")[2].partition("\n\nbase = ")[0]
+    names: dict = {}
+    exec(lines, names)  # noqa: S102 - our own page
+    return names["Classifier"]
 
 
 def test_auto_takes_what_the_model_says_of_itself(tiny, sentences, tmp_path):
@@ -132,8 +127,9 @@ def test_padding_changes_nothing(study):
 def test_the_documented_lines_say_what_the_run_said(study, sentences, tmp_path):
     model, weights = trained(study)
     models.save_peft(tmp_path, weights, study)
-    loaded = peft.PeftModel.from_pretrained(Classifier(sentences, 2), str(tmp_path)).eval()
-    merged = peft.PeftModel.from_pretrained(Classifier(sentences, 2), str(tmp_path))
+    kind = documented()
+    loaded = peft.PeftModel.from_pretrained(kind(sentences, 2), str(tmp_path)).eval()
+    merged = peft.PeftModel.from_pretrained(kind(sentences, 2), str(tmp_path))
     merged = merged.merge_and_unload().eval()
     with torch.inference_mode():
         said = model(input_ids=IDS, attention_mask=MASK).logits
