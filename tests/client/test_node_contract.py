@@ -41,6 +41,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedpact.client import node
+from fedpact.client.held import StoppingError
 from fedpact.common import certificates, wire
 from fedpact.server import app as server_app
 from support.processes import wait_for
@@ -412,6 +413,20 @@ def test_what_was_in_hand_when_the_connection_was_lost_is_answered_on_the_next(
     _serve(stop, lambda packet: answered.append(packet) or reply)
     assert dialled == [True, False, False]
     assert (len(answered), pushed) == (1, [reply])
+
+
+def test_a_request_stays_unanswered_if_the_site_is_stopped_while_a_person_is_asked(monkeypatch):
+    stop, pushed = threading.Event(), []
+    dialled = _links(monkeypatch, [lambda: HANDED])
+    monkeypatch.setattr(node, "_pull", lambda *_: wire.Packet(header="asked"))
+    monkeypatch.setattr(node, "_push", lambda _link, reply: pushed.append(reply))
+
+    def stopping(_):
+        stop.set()
+        raise StoppingError
+
+    _serve(stop, stopping)
+    assert (dialled, pushed) == ([True], [])
 
 
 @pytest.mark.parametrize(

@@ -577,6 +577,34 @@ def test_a_ledger_that_cannot_be_written_stops_the_site_before_training(bench, m
 # (9) The gate checks, writes down and releases
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(("share", "leaves"), [(0.999, True), (1.001, False)])
+def test_what_is_larger_than_clipping_and_noise_allow_stays(
+    bench, monkeypatch, optimizer, share, leaves
+):
+    study = bench.tiny.study(training={"optimizer": optimizer})
+    train = bench.workbench.train
+    bound = bench.workbench.largest_change(
+        study, INSTITUTION, bench.initial(study), plan(study, INSTITUTION)
+    )
+
+    def scaled(*args):
+        trained = train(*args)
+        assert trained.change.norm < bound, "honest training is far below"
+        factor = np.float32(share * bound / trained.change.norm)
+        change = Weights(trained.change.manifest, factor * trained.change.flat)
+        return replace(trained, change=change)
+
+    monkeypatch.setattr(bench.workbench, "train", scaled)
+    header, _ = bench.ask(study)
+    assert (header.kind == "update") is leaves
+    if not leaves:
+        assert header.code == "training"
+        assert "norm" not in header.reason
+        assert "clipping and noise allow" in bench.departures()[-1].summary["reason"]
+        assert bench.refusal(study).code == "budget", "it is not trained again"
+
+
 def tokens(records) -> list[bytes]:
     bounds = zip(records.offsets[:-1], records.offsets[1:], strict=True)
     return [records.ids[start:end].tobytes() for start, end in bounds]

@@ -8,7 +8,7 @@ from fedpact.client import study_cli
 from fedpact.client.audit_cli import audit
 from fedpact.client.dataset_cli import DEFAULT_HOME, HomeOption, dataset_app, ledger
 from fedpact.client.policy_cli import policy_app
-from fedpact.client.watch_cli import departures, doctor, status
+from fedpact.client.watch_cli import departures, doctor, release, status, withhold
 from fedpact.common.cli import MetricsPort
 
 client_app = typer.Typer(no_args_is_help=True, help="An institution's daemon.")
@@ -16,7 +16,7 @@ client_app.add_typer(dataset_app, name="dataset")
 client_app.add_typer(policy_app, name="policy")
 client_app.command("ledger")(ledger)
 client_app.command("audit")(audit)
-for verb in (status, departures, doctor):
+for verb in (status, departures, release, withhold, doctor):
     client_app.command(verb.__name__)(verb)
 study_cli.add_to(client_app)
 

@@ -3,16 +3,18 @@
 Nothing is sent but what `release`, `refuse` or `resend` returned, and in this order:
 
 1. What is about to leave is exactly the tensors that the study trains, all values finite,
-   within the norm that was agreed on (where one was), with no metrics but those of the kind
-   that may leave.
+   within the norm that clipping and noise allow, with no metrics but those of the kind that may
+   leave. The ledger holds what it costs.
 2. For one round of a run, one update leaves. Asked again, the same bytes leave.
 3. A refusal says which rule stood in the way; what it would say about the records
    themselves, the site's disk or what other studies have spent stays at home.
 4. It is in the outbox, so that it can leave again, and in the departures, so that it can be
-   seen, both on disk, before it is handed over.
+   seen, both on disk, before it is handed over. The transcript has a signed receipt.
+5. Where the policy asks for it, it waits until a person has said that it may leave.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,12 +22,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import Engine, func, select
+from sqlalchemy.orm import Session
 
+from fedpact.client.held import Held, HeldUpdates
 from fedpact.client.home import write_private
+from fedpact.client.ledger import receipts
 from fedpact.client.tables import DepartureRow, exclusive, reading
 from fedpact.common import wire
 from fedpact.common.adapter import Manifest, Weights
-from fedpact.common.errors import PolicyError, TrainingError, WireError
+from fedpact.common.errors import BudgetError, PolicyError, TrainingError, WireError
 from fedpact.common.transcript import Json
 from fedpact.common.transcript_store import write
 
@@ -57,6 +62,23 @@ class Departure:
     reason: str
 
 
+@dataclass(frozen=True)
+class Allowed:
+    """What may leave in a round: all of it follows from the study, and none from the records.
+
+    Attributes:
+        tensors: names and shapes of what the study trains.
+        norm: the L2 norm that the change has at most (`norm_bound`).
+        metrics: what metrics may leave: raw ones only where study and policy both say so.
+        classes: for how many labels counts leave with them; 0: for none.
+    """
+
+    tensors: Manifest
+    norm: float = math.inf
+    metrics: Literal["none", "private", "raw"] = "none"
+    classes: int = 0
+
+
 class Gate:
     """The door of one site.
 
@@ -68,47 +90,62 @@ class Gate:
     def __init__(self, engine: Engine, outbox: Path) -> None:
         self._engine = engine
         self._outbox = outbox
+        self.held = HeldUpdates(engine, outbox)
 
     def release(
-        self,
-        header: wire.UpdateHeader,
-        change: Weights,
-        *,
-        expected: Manifest,
-        max_norm: float | None = None,
-        metrics: Literal["none", "private", "raw"] = "none",
-        classes: int = 0,
+        self, header: wire.UpdateHeader, change: Weights, allowed: Allowed
     ) -> wire.Packet:
         """Check an update, write it down and let it leave.
 
         Args:
             header: the update's header.
             change: the values that it describes.
-            expected: names and shapes of what the study trains.
-            max_norm: the L2 norm that the change may have at most; None: any.
-            metrics: what metrics may leave: raw ones only where study and policy both say so,
-                private ones only where the ledger holds their cost.
-            classes: for how many labels counts leave with them; 0: for none.
+            allowed: what may leave.
 
         Raises:
             PolicyError: it carries metrics, or another update has left for this round.
+            BudgetError: the ledger does not hold what it costs.
             TrainingError: the change is not finite, or too large.
             WireError: the change is not what the study trains or the header describes.
             StorageError: it could not be written down, and stays.
         """
-        if change.manifest != expected:
-            raise WireError("The update is not of exactly the tensors that the study trains.")
-        if header.change != wire.ArrayInfo.of(change):
-            raise WireError("The update's header does not describe its array.")
-        if not change.is_finite():
-            raise TrainingError("The update holds values that are not finite.")
-        if max_norm is not None and change.norm > max_norm:
-            raise TrainingError("The update is larger than the norm that was agreed on.")
-        allowed = (metrics, classes)
-        if (said := header.metrics) is not None and (said.kind, said.classes) != allowed:
-            raise PolicyError("The update carries metrics that the site does not let out.")
-        seen = _seen(change)
-        return self._depart(header, wire.pack(header, change), seen=seen)
+        _check(header, change, allowed)
+        return self._depart(header, wire.pack(header, change), seen=_seen(change))
+
+    def hold(self, header: wire.UpdateHeader, change: Weights, allowed: Allowed) -> None:
+        """Check an update as `release` does, and keep it until a person has decided on it.
+
+        Raises:
+            FedpactError: as `release`.
+        """
+        _check(header, change, allowed)
+        with reading(self._engine) as session:
+            paid = _paid(session, header)
+        summary = _summary(header) | _seen(change) | {"reserved": paid}
+        data = _bytes(wire.pack(header, change))
+        self.held.hold(header.run, header.round, data, summary)
+
+    def let_go(self, held: Held) -> wire.Packet | None:
+        """Let a held update leave, after a person has said so: exactly the bytes that waited.
+
+        Returns:
+            the update; None if its bytes are lost.
+
+        Raises:
+            PolicyError: nobody has said that it may leave, or another has left for its round.
+            BudgetError: the ledger does not hold what it costs.
+            StorageError: it could not be written down, and stays.
+        """
+        if held.word != "release":
+            raise PolicyError("No person here has released the update.")
+        if (data := self.held.read(held)) is None:
+            return None
+        packet = _packet(data)
+        header, change = wire.unpack(packet)
+        seen = _seen(change) if change is not None else {}
+        left = self._depart(header, packet, seen={**seen, "released_by": "person"})
+        self.held.gone(held)
+        return left
 
     def refuse(self, refusal: wire.Refusal, told: str = "") -> wire.Packet:
         """Write a refusal down and let it leave, without what must stay at home.
@@ -128,8 +165,7 @@ class Gate:
     def stored(self, run: str, round_number: int) -> wire.Packet | None:
         """The update that left for a round; None if none did, or it is kept no longer."""
         try:
-            header, _, array = self._path(run, round_number).read_bytes().partition(b"\n")
-            packet = wire.Packet(header=header.decode(), array=array)
+            packet = _packet(self._path(run, round_number).read_bytes())
             wire.unpack(packet)
         except (OSError, UnicodeDecodeError, WireError):
             return None
@@ -220,7 +256,7 @@ class Gate:
         **more: Any,
     ) -> wire.Packet:
         """Let it leave: `seen` is what the transcript says of it, `more` stays in the house."""
-        data = packet.header.encode() + b"\n" + packet.array
+        data = _bytes(packet)
         sha256 = hashlib.sha256(data).hexdigest()
         failed = isinstance(header, wire.Refusal) and header.code == "training"
         kind = "failure" if failed else header.kind
@@ -231,6 +267,9 @@ class Gate:
                     raise PolicyError(
                         f"Another update has left for round {header.round} of run {header.run}."
                     )
+                assert isinstance(header, wire.UpdateHeader)  # noqa: S101 - for mypy
+                paid = _paid(session, header)
+                seen = {**seen, "epsilon": header.epsilon, "reserved": paid}
                 # First the outbox: what is written down as gone can then always go again.
                 write_private(self._path(header.run, header.round), data)
                 self._prune()
@@ -263,9 +302,56 @@ class Gate:
             path.unlink(missing_ok=True)
 
 
+def _check(header: wire.UpdateHeader, change: Weights, allowed: Allowed) -> None:
+    """Rule 1, but for what it costs."""
+    if change.manifest != allowed.tensors:
+        raise WireError("The update is not of exactly the tensors that the study trains.")
+    if header.change != wire.ArrayInfo.of(change):
+        raise WireError("The update's header does not describe its array.")
+    if not change.is_finite():
+        raise TrainingError("The update holds values that are not finite.")
+    if change.norm > allowed.norm:
+        raise TrainingError(
+            f"The update's norm is {change.norm:.4g}; clipping and noise allow "
+            f"{allowed.norm:.4g}."
+        )
+    agreed = (allowed.metrics, allowed.classes)
+    if (said := header.metrics) is not None and (said.kind, said.classes) != agreed:
+        raise PolicyError("The update carries metrics that the site does not let out.")
+
+
+def _paid(session: Session, header: wire.UpdateHeader) -> list[dict[str, Json]]:
+    """What the ledger holds for an update: its training, and its private metrics.
+
+    Raises:
+        BudgetError: it does not hold it.
+    """
+    found = receipts(session, header.run, header.round)
+    wanted = {"training"}
+    if header.metrics is not None and header.metrics.kind == "private":
+        wanted.add("metrics")
+    of_study = [one for one in found if one["study_digest"] == header.study_digest]
+    if not wanted <= {str(one["kind"]) for one in of_study}:
+        raise BudgetError(
+            f"The ledger does not hold what round {header.round} of run {header.run} costs.",
+            told="Nothing is reserved for this update.",
+        )
+    return [dict(one) for one in of_study]
+
+
+def _bytes(packet: wire.Packet) -> bytes:
+    """A packet as it lies in the outbox, and as its SHA-256 is taken."""
+    return packet.header.encode() + b"\n" + packet.array
+
+
+def _packet(data: bytes) -> wire.Packet:
+    header, _, array = data.partition(b"\n")
+    return wire.Packet(header=header.decode(), array=array)
+
+
 def _seen(change: Weights) -> dict[str, Json]:
     """An update as the transcript has it."""
-    return {"digest": change.digest, "norm": change.norm}
+    return {"digest": change.digest, "manifest": change.manifest.digest, "norm": change.norm}
 
 
 def _left(run: str, round_number: int, *kinds: str) -> Any:

@@ -285,6 +285,27 @@ class Ledger:
             return [_reservation(*of_round) for of_round in rounds.values()]
 
 
+def receipts(
+    session: Session, run: str, round_number: int
+) -> list[dict[str, str | int | float]]:
+    """What stands reserved and settled for a round, as a receipt names it; none: nothing does.
+
+    Each has the study's digest, the kind, and ε's ingredients: unit, noise, sampling rate,
+    steps, δ. The data set's name stays at home.
+    """
+    rows = session.scalars(
+        select(ReservationRow)
+        .where(
+            ReservationRow.run == run,
+            ReservationRow.round == round_number,
+            ReservationRow.settled_steps.is_not(None),
+        )
+        .order_by(ReservationRow.id)
+    )
+    at_home = ("dataset", "run", "round")
+    return [{k: v for k, v in _written(row).items() if k not in at_home} for row in rows]
+
+
 def _check_budget(
     session: Session,
     limits: Iterable[tuple[str, float, ColumnElement[bool]]],

@@ -58,6 +58,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from fedpact.client.held import StoppingError
 from fedpact.common import wire
 from fedpact.common.errors import AddressError, TrustError
 from fedpact.common.wire import RECORD
@@ -357,6 +358,9 @@ def _finish(link: _Link, hand: _Hand, answer: Answer) -> None:
             packet = answer(_pull(link, hand.message, hand.tree))
             hand.reply = _reply(packet, hand.message)
         _push(link, hand.reply)
+    except StoppingError:
+        # Unanswered: to the coordinator the site is lost, and is asked again when it is back.
+        return
     except (ObjectPullError, ObjectPushError) as error:
         log.warning("an answer is not wanted any more: %s", error)
     except httpx.HTTPStatusError as error:

@@ -96,6 +96,18 @@ class Policy(BaseModel):
     studies: Literal["any"] | tuple[Digest, ...] = Field(
         default="any", description='Digests of the studies that may run, or "any".'
     )
+    release: Literal["automatic", "ask"] = Field(
+        default="automatic",
+        description="Who lets an update leave that the gate has checked: the site itself, or, with "
+        "ask, a person, each one.",
+    )
+    release_wait_minutes: float = Field(
+        default=60.0,
+        ge=0,
+        le=100_000,
+        description="With `release` ask: how long a site waits for that person before it tells "
+        "the coordinator so; at most the study's `deadline_seconds`.",
+    )
     quiet_hours: str | None = Field(
         default=None,
         pattern=rf"^{_CLOCK}-{_CLOCK}$",

@@ -113,6 +113,10 @@ def in_words(policy: Policy) -> list[str]:
         "Any study may be run that fits these rules."
         if policy.studies == "any"
         else f"Only {len(policy.studies)} studies may be run, named by digest.",
+        "An update leaves as soon as the gate has checked it."
+        if policy.release == "automatic"
+        else f"A person here lets each update leave, and has {policy.release_wait_minutes:g} "
+        "minutes for it.",
         f"No round begins to train in the hours {policy.quiet_hours}."
         if policy.quiet_hours
         else "Rounds may train at any hour.",

@@ -6,13 +6,15 @@ it, and this institution has signed exactly it; a run is of one study, and its r
 it, at this hour. (5) The data set and the base model are at hand, the adapter fits, and training
 stands its self-test.
 (6) The ledger reserves what the round costs, durably. (7) Private metrics, then training.
-(8) The ledger settles. (9) The gate checks, writes down and releases.
+(8) The ledger settles. (9) The gate checks, waits for a person where the policy says so, writes
+down and releases, if the institution still agrees.
 
 What fails on the way becomes a refusal with its reason; nothing that fails before (6) costs
 any privacy.
 """
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -20,7 +22,8 @@ from traceback import format_tb
 from typing import Literal
 
 from fedpact.client.datasets import Dataset
-from fedpact.client.gate import Gate
+from fedpact.client.gate import Allowed, Gate
+from fedpact.client.held import StoppingError
 from fedpact.client.ledger import AlreadyReservedError, Ledger, Reservation
 from fedpact.client.policy import Policy
 from fedpact.client.policy_check import check, check_hours
@@ -57,6 +60,11 @@ _CODES: dict[type[FedpactError], Code] = {
 }
 
 
+def _sleep(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False
+
+
 @dataclass(frozen=True)
 class Site:
     """One institution's side of a study.
@@ -71,6 +79,7 @@ class Site:
         gate: the only door out.
         workbench: the resident model.
         now: the moment, on the site's own clock.
+        pause: waits so many seconds; whether the site is to stop.
     """
 
     name: str
@@ -82,12 +91,14 @@ class Site:
     gate: Gate
     workbench: Workbench
     now: Callable[[], datetime] = lambda: datetime.now(UTC).astimezone()
+    pause: Callable[[float], bool] = _sleep
 
     def answer(self, packet: wire.Packet) -> wire.Packet:
         """Answer one request with an update or a refusal.
 
         Raises:
             StorageError: the site's own database or disk fails; nothing has left.
+            StoppingError: the site is to stop while it waits for a person; nothing has left.
         """
         try:
             request, weights = _request(packet)
@@ -101,7 +112,7 @@ class Site:
                 return self._answer(request, weights)
             except tuple(_CODES) as error:
                 return self._refuse(head, error)
-            except StorageError:
+            except (StorageError, StoppingError):
                 raise
             except Exception as error:  # noqa: BLE001 - logged, and refused
                 # Whatever a coordinator sends, the daemon goes on: one that it can end is not
@@ -126,6 +137,8 @@ class Site:
             return stored
         policy, dataset = self.policy(), self.dataset(study)
         check(policy, study, self.name, dataset.records)
+        if (waited := self._wait(request, study, policy)) is not None:
+            return waited
         check_hours(policy, self.now())
         mechanism, release = plan(study, self.name), plan_metrics(study)
         trained = self.workbench.fit(study, weights, request.round)
@@ -153,13 +166,47 @@ class Site:
             steps=result.steps,
             metrics=metrics,
         )
-        allowed: Literal["none", "private", "raw"] = (
-            "raw" if raw else "none" if release is None else "private"
+        allowed = Allowed(
+            trained,
+            self.workbench.largest_change(study, self.name, weights, mechanism),
+            "raw" if raw else "none" if release is None else "private",
+            0 if release is None else study.classes_measured,
         )
-        classes = 0 if release is None else study.classes_measured
-        return self.gate.release(
-            header, result.change, expected=trained, metrics=allowed, classes=classes
+        self.agreed(study)
+        if policy.release == "automatic":
+            return self.gate.release(header, result.change, allowed)
+        self.gate.hold(header, result.change, allowed)
+        log.warning(
+            "run %s round %d: waits; `fedpact client departures --waiting` shows what would leave",
+            *(request.run, request.round),
         )
+        if (waited := self._wait(request, study, policy)) is None:
+            raise TrainingError("The update that waited for a person is lost.")
+        return waited
+
+    def _wait(
+        self, request: wire.RequestHeader, study: Study, policy: Policy
+    ) -> wire.Packet | None:
+        """What a person says to a round's held update; None: nothing is held for it.
+
+        Raises:
+            PolicyError: the person said no, or nothing in time, or no longer agrees.
+            StoppingError: the site is to stop.
+        """
+        longest = min(60 * policy.release_wait_minutes, study.federation.deadline_seconds)
+        held = self.gate.held.wait(request.run, request.round, longest, self.pause)
+        if held is None:
+            return None
+        self.agreed(study)
+        match held.word:
+            case "release":
+                return self.gate.let_go(held)
+            case "withhold":
+                raise PolicyError("A person here has withheld the update.")
+            case None:
+                raise PolicyError(
+                    "The update waits for a person here; asked again, it may leave."
+                )
 
     def _follows(self, request: wire.RequestHeader) -> None:
         """Whether a request goes on where its run stands here."""

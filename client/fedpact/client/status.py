@@ -18,7 +18,7 @@ def standing(home: ClientHome) -> dict[str, Any]:
     Returns:
         institution, coordinator; whether the daemon is up, since when it is connected; the
         run, round, outcome and moment of its last answer; `left`: how much has left, by kind,
-        and bytes; days left of the CA's certificate; `datasets`: name, epsilon (null: infinite),
+        and bytes; `waiting`: updates that wait for a person's word; days left of the CA's certificate; `datasets`: name, epsilon (null: infinite),
         delta and cap of each. What is not known is None.
 
     Raises:
@@ -30,7 +30,8 @@ def standing(home: ClientHome) -> dict[str, Any]:
     ends = load_certificate(home.ca).not_valid_after_utc
     engine = home.open_database()
     try:
-        left = Gate(engine, home.outbox).totals()
+        gate = Gate(engine, home.outbox)
+        left, waiting = gate.totals(), len(gate.held.waiting())
     finally:
         engine.dispose()
     return {
@@ -43,6 +44,7 @@ def standing(home: ClientHome) -> dict[str, Any]:
         "outcome": daemon.outcome if daemon else None,
         "answered_at": _moment(daemon.answered_at) if daemon else None,
         "left": left,
+        "waiting": waiting,
         "ca_days_left": (ends - datetime.now(UTC)).days,
         "datasets": [
             {

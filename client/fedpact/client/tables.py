@@ -1,7 +1,8 @@
 """The tables of a site: its data sets, what privacy they have spent, what left, what it signed.
 
 Rows are only ever added, with few exceptions: a reservation is settled once, a decision sent
-once, and of a study that was shown here the newest of what others decided is kept. The migrations
+once, a person's word on a held update is put beside it, and of a study that was shown here the
+newest of what others decided is kept. The migrations
 in `migrations/` make these tables; a test holds the two together. Everything here works on
 SQLite and PostgreSQL alike.
 """
@@ -132,6 +133,23 @@ class DepartureRow(Base):
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     summary: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class HeldRow(Base):
+    """An update that waits for a person's word before it leaves.
+
+    `word` is release or withhold, once there is one. `sha256` is of the bytes that wait.
+    """
+
+    __tablename__ = "held_updates"
+
+    run: Mapped[str] = mapped_column(String(64), primary_key=True)
+    round: Mapped[int] = mapped_column(Integer, primary_key=True)
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    summary: Mapped[dict[str, Any]] = mapped_column(JSON)
+    word: Mapped[str | None] = mapped_column(String(16))
 
 
 class TranscriptRow(TranscriptColumns, Base):

@@ -34,13 +34,19 @@ log = logging.getLogger(__name__)
 _GOODBYE_SECONDS = 5.0
 
 
-def build_site(home: ClientHome, name: str, workbench: Workbench) -> Site:
+def build_site(
+    home: ClientHome,
+    name: str,
+    workbench: Workbench,
+    stop: threading.Event | None = None,
+) -> Site:
     """Put an institution's site together from its folder.
 
     Args:
         home: the site's folder.
         name: the institution, as studies name it.
         workbench: the resident model.
+        stop: set, it ends the wait for a person's word.
 
     Raises:
         StorageError: the site's database cannot be opened.
@@ -61,6 +67,7 @@ def build_site(home: ClientHome, name: str, workbench: Workbench) -> Site:
         ledger=Ledger(engine),
         gate=Gate(engine, home.outbox),
         workbench=workbench,
+        pause=(stop or threading.Event()).wait,
     )
 
 
@@ -124,7 +131,7 @@ def up(home: ClientHome, *, metrics_port: int | None = None) -> None:
 
     metrics, stop = ClientMetrics(), threading.Event()
     with alone(home), logs.about(site=joined.institution):
-        site = build_site(home, joined.institution, MeteredWorkbench(metrics))
+        site = build_site(home, joined.institution, MeteredWorkbench(metrics), stop)
 
         def answer(packet: wire.Packet) -> wire.Packet:
             reply = site.answer(packet)

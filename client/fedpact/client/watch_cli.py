@@ -11,6 +11,7 @@ from rich.table import Table
 from fedpact.client.dataset_cli import DEFAULT_HOME, Format, HomeOption, console, notices
 
 if TYPE_CHECKING:
+    from fedpact.client.held import Word
     from fedpact.client.home import ClientHome
     from fedpact.common.study import BaseModelRef
 
@@ -56,11 +57,17 @@ def departures(
     last: Annotated[
         int | None, typer.Option(min=1, help="Only so many of the newest; all by default.")
     ] = None,
+    waiting: Annotated[
+        bool, typer.Option("--waiting", help="Instead, the updates that wait for your word.")
+    ] = False,
 ) -> None:
     """List everything that has left the house, the oldest first, and why where it was refused."""
     from fedpact.client.gate import Gate
 
     site = _home(home)
+    if waiting:
+        _print_waiting(site, format_)
+        return
     left = Gate(site.open_database(), site.outbox).departures(last)
     if format_ == "json":
         _print_json([{**vars(d), "at": d.at.isoformat(timespec="seconds")} for d in left])
@@ -70,6 +77,57 @@ def departures(
         moment = f"{d.at:%Y-%m-%d %H:%M:%S}"
         table.add_row(
             moment, d.run, str(d.round), d.kind, f"{d.bytes:,}", d.sha256[:12], d.reason
+        )
+    console.print(table)
+
+
+RunArgument = Annotated[str, typer.Argument(help="The run, as `departures --waiting` has it.")]
+RoundArgument = Annotated[int, typer.Argument(min=1, help="The round.")]
+
+
+def release(run: RunArgument, round_: RoundArgument, home: HomeOption = DEFAULT_HOME) -> None:
+    """Let an update leave that waits for your word: exactly the bytes that you were shown."""
+    _say(_home(home), run, round_, "release")
+
+
+def withhold(run: RunArgument, round_: RoundArgument, home: HomeOption = DEFAULT_HOME) -> None:
+    """Keep an update at home that waits for your word, for ever; what it cost stays spent."""
+    _say(_home(home), run, round_, "withhold")
+
+
+def _say(site: "ClientHome", run: str, number: int, word: "Word") -> None:
+    from fedpact.client.held import HeldUpdates
+
+    held = HeldUpdates(site.open_database(), site.outbox).decide(run, number, word)
+    may = "may leave" if word == "release" else "stays here"
+    console.print(f"The update of round {number} of run {run} {may}: {held.sha256}")
+
+
+def _print_waiting(site: "ClientHome", format_: Format) -> None:
+    from fedpact.client.held import HeldUpdates
+
+    found = HeldUpdates(site.open_database(), site.outbox).waiting()
+    if format_ == "json":
+        _print_json([{**vars(h), "at": h.at.isoformat(timespec="seconds")} for h in found])
+        return
+    if not found:
+        console.print("No update waits for your word.")
+        return
+    table = Table("since", "run", "round", "bytes", "tensors", "norm", "the run's ε", "content")
+    for h in found:
+        paid = h.summary["reserved"][0]
+        spent = "∞, NOT PRIVATE"
+        if (epsilon := h.summary.get("epsilon")) is not None:
+            spent = f"{epsilon:.4g} at δ = {paid['delta']:.3g}, for one {paid['unit']}"
+        table.add_row(
+            f"{h.at:%Y-%m-%d %H:%M:%S}",
+            h.run,
+            str(h.round),
+            f"{h.bytes:,}",
+            str(h.summary["tensors"]),
+            f"{h.summary['norm']:.4g}",
+            spent,
+            h.sha256[:12],
         )
     console.print(table)
 

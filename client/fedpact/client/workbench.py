@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedpact.client import private_metrics
+from fedpact.client import norm_bound, private_metrics
 from fedpact.client.selftest import self_test
 from fedpact.client.trainer import LocalTraining, Trained, Trainer, memory_errors
 from fedpact.common import model as models
@@ -143,6 +143,18 @@ class Workbench:
         model = self.model(study)
         how = LocalTraining.from_study(study, institution, mechanism, model.device)
         return model.trainer.train(received, records, how, self._rng)
+
+    def largest_change(
+        self,
+        study: Study,
+        institution: str,
+        received: Weights,
+        mechanism: SubsampledGaussian | None,
+    ) -> float:
+        """The L2 norm that the round which `fit` made ready can change at most."""
+        model = self.model(study)
+        how = LocalTraining.from_study(study, institution, mechanism, model.device)
+        return norm_bound.largest_change(how, received.select(model.trained.names))
 
     def measure(
         self, study: Study, weights: Weights, records: EncodedRecords
