@@ -29,7 +29,7 @@ test: .venv/dev.stamp  ## every test, the end-to-end ones too
 unit: .venv/dev.stamp  ## the quick tests alone
 	$(PYTEST) -m 'not e2e'
 
-mutants: .venv/dev.stamp  ## one-line mistakes, each of which a test must find (some minutes)
+mutants: .venv/dev.stamp  ## one-line mistakes, each of which a test must find
 	.venv/bin/python tests/mutants.py
 
 check: .venv/dev.stamp  ## formatting, lint, types, the arrows between the rooms

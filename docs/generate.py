@@ -88,6 +88,15 @@ ENVIRONMENT: Final = (
         ),
     ),
     (
+        "FEDPACT_INSECURE_SEED",
+        "`fedpact client up`",
+        (
+            "A number from which sampling and noise are then drawn, so that a test can be repeated. **Not "
+            "private**: said aloud at the start and in each round, named in each receipt, and refused unless the "
+            "policy has `allow_insecure_seed = true`."
+        ),
+    ),
+    (
         "FEDPACT_DATA",
         "`benchmarks/`",
         "A folder with the public data sets that some benchmarks can use.",

@@ -80,145 +80,227 @@ MUTANTS = (
         f"{_CLIENT}/trainer.py",
         "expected_batch_size=how.batch_size,",
         "expected_batch_size=how.batch_size + 1,",
-        "tests/client/test_trainer.py",
+        "tests/client/test_trainer.py::test_the_private_way_is_the_same_where_nothing_is_clipped_and_noise_is_tiny",
     ),
-    Mutant(f"{_CLIENT}/trainer.py", "steps += 1", "steps += 0", "tests/client/test_trainer.py"),
+    Mutant(
+        f"{_CLIENT}/trainer.py",
+        "steps += 1",
+        "steps += 0",
+        "tests/client/test_trainer.py::test_training_is_plain_training_where_nothing_is_private",
+    ),
     Mutant(
         f"{_CLIENT}/trainer.py",
         "return poisson_batches(records, how.mechanism.sample_rate, rng)",
         "return shuffled_batches(records, how.batch_size, rng)",
-        "tests/client/test_trainer.py",
+        "tests/client/test_trainer.py::test_private_batches_are_poisson",
     ),
     Mutant(
         f"{_CLIENT}/trainer.py",
         "self._model.train()",
         "self._model.eval()",
-        "tests/client/test_trainer.py",
+        "tests/client/test_trainer.py::test_the_private_way_is_the_same_where_nothing_is_clipped_and_noise_is_tiny",
     ),
     # Sampling
     Mutant(
         f"{_CLIENT}/batching.py",
         "yield np.flatnonzero(rng.random(records) < sample_rate)",
         "yield np.flatnonzero(rng.random(records) < 2 * sample_rate)",
-        "tests/client/test_batching.py",
+        "tests/client/test_batching.py::test_poisson_sizes_vary_as_independent_draws_do",
     ),
     Mutant(
         f"{_CLIENT}/batching.py",
         "yield np.sort(order[rank < most])",
         "yield np.sort(order[rank <= most])",
-        "tests/client/test_persons.py",
+        "tests/client/test_persons.py::test_a_person_is_in_a_batch_with_as_many_records_as_agreed",
     ),
     Mutant(
         f"{_CLIENT}/batching.py",
         "records = np.flatnonzero(drawn[persons])",
         "records = np.flatnonzero(rng.random(len(persons)) < sample_rate)",
-        "tests/client/test_persons.py",
+        "tests/client/test_persons.py::test_a_person_is_in_a_batch_with_as_many_records_as_agreed",
     ),
     # Clipping and noise
     Mutant(
         f"{_CLIENT}/dpsgd.py",
         "std = self.noise_multiplier * self.max_grad_norm",
         "std = self.noise_multiplier",
-        "tests/client/test_dpsgd.py",
+        "tests/client/test_dpsgd.py::test_noise_has_the_agreed_size_once_whatever_came",
     ),
     Mutant(
         f"{_CLIENT}/dpsgd.py",
         "samples.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)",
         "pass",
-        "tests/client/test_dpsgd.py",
+        "tests/client/test_dpsgd.py::test_a_fault_is_a_refusal_that_costs_nothing",
     ),
     Mutant(
         f"{_CLIENT}/dpsgd.py",
         "samples = recorded if persons is None else _mean_by_person(recorded, persons)",
         "samples = recorded",
-        "tests/client/test_persons.py",
+        "tests/client/test_persons.py::test_a_person_with_fifty_records_moves_the_sum_by_the_clipping_norm_at_most",
     ),
     Mutant(
         f"{_CLIENT}/dpsgd.py",
         "self._step(skip=True)",
         "self._step(skip=False)",
-        "tests/client/test_dpsgd.py",
+        "tests/client/test_dpsgd.py::test_gradients_are_of_each_record_where_nothing_is_clipped",
     ),
     Mutant(
         f"{_CLIENT}/dpsgd.py",
         'torch.einsum("n...k->nk", outputs)',
         'torch.einsum("n...k->nk", outputs) / 2',
-        "tests/client/test_dpsgd.py",
+        "tests/client/test_dpsgd.py::test_each_record_is_clipped_over_all_parameters_together",
     ),
     Mutant(
         f"{_CLIENT}/dpsgd.py",
         "if not all(module.training for module in self._watched):",
         "if not self._watched:",
-        "tests/client/test_dpsgd.py",
+        "tests/client/test_dpsgd.py::test_evaluation_mode_is_refused",
     ),
     # The self-test
     Mutant(
         f"{_CLIENT}/workbench.py",
         "self._tested.add(test)",
         "self._tested.add((run + run, *test[1:]))",
-        "tests/client/test_selftest.py",
+        "tests/client/test_selftest.py::test_it_is_done_once_in_a_run",
     ),
     Mutant(
         f"{_CLIENT}/selftest.py",
         "_check_sampling(how, how.mechanism)",
         "pass",
-        "tests/client/test_selftest.py",
+        "tests/client/test_selftest.py::test_a_fault_is_a_refusal_that_costs_nothing",
     ),
     # The ledger
     Mutant(
         f"{_CLIENT}/ledger.py",
         "if after > limit * _ROUNDING:",
         "if after > 2 * limit:",
-        "tests/client/test_ledger.py",
+        "tests/client/test_ledger.py::test_the_same_people_under_another_name_and_content_share_the_budget",
     ),
     Mutant(
         f"{_CLIENT}/ledger.py",
         "if not 0 <= steps <= row.steps:",
         "if steps < 0:",
-        "tests/client/test_ledger.py",
+        "tests/client/test_ledger.py::test_no_more_steps_are_settled_than_were_reserved",
     ),
     Mutant(
         f"{_CLIENT}/ledger.py",
         "func.coalesce(ReservationRow.settled_steps, ReservationRow.steps)",
         "func.coalesce(ReservationRow.settled_steps, 0)",
-        "tests/client/test_ledger.py",
+        "tests/client/test_ledger.py::test_a_reservation_counts_in_full_until_it_is_settled",
     ),
     Mutant(
         f"{_CLIENT}/ledger.py",
         "where(private, ReservationRow.unit != study.unit)",
         'where(private, ReservationRow.unit == "")',
-        "tests/client/test_persons.py",
+        "tests/client/test_persons.py::test_a_ledger_of_persons_takes_no_records_and_the_other_way",
     ),
     Mutant(
         f"{_COMMON}/study.py",
         "return self.expected_batch_size(name) / self.size(self.institution(name))",
         "return self.expected_batch_size(name) / self.institution(name).records",
-        "tests/client/test_persons.py",
+        "tests/client/test_persons.py::test_a_site_trains_and_counts_by_person",
     ),
     # The gate
     Mutant(
         f"{_CLIENT}/gate.py",
-        "if change.manifest != expected:",
+        "if change.manifest != allowed.tensors:",
         "if change.manifest is None:",
-        "tests/client/test_gate.py",
+        "tests/client/test_gate.py::test_what_is_not_right_stays",
     ),
     Mutant(
         f"{_CLIENT}/gate.py",
         "if not change.is_finite():",
         "if change.is_finite() is None:",
-        "tests/client/test_gate.py",
+        "tests/client/test_gate.py::test_what_is_not_right_stays",
     ),
     Mutant(
         f"{_CLIENT}/gate.py",
-        "if (said := header.metrics) is not None and (said.kind, said.classes) != allowed:",
-        "if (said := header.metrics) is not None and said.kind != metrics:",
-        "tests/client/test_gate.py",
+        "if (said := header.metrics) is not None and (said.kind, said.classes) != agreed:",
+        "if (said := header.metrics) is not None and said.kind != allowed.metrics:",
+        "tests/client/test_gate.py::test_what_is_not_right_stays",
     ),
     Mutant(
         f"{_CLIENT}/gate.py",
         "reason = told or _KEPT_AT_HOME.get(refusal.code, refusal.reason)",
         "reason = refusal.reason",
-        "tests/client/test_gate.py",
+        "tests/client/test_gate.py::test_a_refusal_that_has_another_reason_for_outside_leaves_with_that",
+    ),
+    Mutant(
+        f"{_CLIENT}/gate.py",
+        "if change.norm > allowed.norm:",
+        "if change.norm > math.inf:",
+        "tests/client/test_gate.py::test_what_is_not_right_stays",
+    ),
+    Mutant(
+        f"{_CLIENT}/gate.py",
+        'if not wanted <= {str(one["kind"]) for one in of_study}:',
+        "if not of_study:",
+        "tests/client/test_gate.py::test_what_the_ledger_does_not_hold_stays",
+    ),
+    Mutant(
+        f"{_CLIENT}/ledger.py",
+        "ReservationRow.settled_steps.is_not(None),",
+        "ReservationRow.steps > 0,",
+        "tests/client/test_gate.py::test_what_the_ledger_does_not_hold_stays",
+    ),
+    Mutant(
+        f"{_CLIENT}/gate.py",
+        "if any(other != sha256 for other in earlier):",
+        "if any(other == sha256 for other in earlier):",
+        "tests/client/test_gate.py::test_no_second_update_leaves_for_a_round",
+    ),
+    Mutant(
+        f"{_CLIENT}/norm_bound.py",
+        "return math.sqrt(size) * adam_ratio(step)",
+        "return adam_ratio(step)",
+        "tests/client/test_norm_bound.py::test_adamw_goes_no_further_whatever_the_gradients_are",
+    ),
+    Mutant(
+        f"{_CLIENT}/norm_bound.py",
+        "return how.max_grad_norm * (1 / how.mechanism.sample_rate + noise)",
+        "return how.max_grad_norm * (1.0 + noise)",
+        "tests/client/test_norm_bound.py::"
+        "test_sgd_goes_no_further_and_almost_as_far_when_all_records_pull_one_way",
+    ),
+    Mutant(
+        f"{_CLIENT}/norm_bound.py",
+        "moved = abs(1 - decay) * moved + decay * start",
+        "moved = abs(1 - decay) * moved",
+        "tests/client/test_norm_bound.py::"
+        "test_sgd_goes_no_further_and_almost_as_far_when_all_records_pull_one_way",
+    ),
+    # A person's word
+    Mutant(
+        f"{_CLIENT}/site.py",
+        'if policy.release == "automatic":',
+        "if policy.release:",
+        "tests/client/test_held.py::"
+        "test_without_a_word_nothing_leaves_and_with_it_exactly_what_was_shown",
+    ),
+    Mutant(
+        f"{_CLIENT}/gate.py",
+        'if held.word != "release":',
+        'if held.word == "withhold":',
+        "tests/client/test_gate.py::test_without_a_word_nothing_that_is_held_leaves",
+    ),
+    Mutant(
+        f"{_CLIENT}/held.py",
+        "if hashlib.sha256(data).hexdigest() == held.sha256:",
+        "if data:",
+        "tests/client/test_held.py::test_bytes_that_were_changed_while_they_waited_do_not_leave",
+    ),
+    Mutant(
+        f"{_CLIENT}/site.py",
+        "self.agreed(study)\n        if policy.release",
+        "if policy.release",
+        "tests/client/test_held.py::test_who_withdraws_while_the_site_trains_sees_nothing_leave",
+    ),
+    # Seeds
+    Mutant(
+        f"{_CLIENT}/policy_check.py",
+        "if seeded and not policy.allow_insecure_seed:",
+        "if seeded and policy.allow_insecure_seed:",
+        "tests/client/test_seed.py::test_by_default_a_site_with_a_seed_does_not_train",
     ),
     # Private metrics
     Mutant(
@@ -238,7 +320,7 @@ MUTANTS = (
         f"{_SERVER}/aggregation/clipped.py",
         "factor = 1.0 if norm <= bound else bound / norm",
         "factor = 1.0",
-        "tests/server/test_clipped.py",
+        "tests/server/test_clipped.py::test_one_institution_moves_the_clipped_mean_by_its_share_at_most",
     ),
 )
 
@@ -347,7 +429,8 @@ def main() -> int:
     for mutant, outcome, seconds in hunt(MUTANTS):
         bad += not outcome.startswith("found")
         print(
-            f"{seconds:5.1f} s  {Path(mutant.file).name}: {mutant.new}: {outcome}", flush=True
+            f"{seconds:5.1f} s  {Path(mutant.file).name}: {mutant.new.splitlines()[0]}: {outcome}",
+            flush=True,
         )
     print(f"{len(MUTANTS) - bad} of {len(MUTANTS)} were found.")
     return int(bad > 0)

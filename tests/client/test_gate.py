@@ -153,6 +153,16 @@ def test_what_the_ledger_does_not_hold_stays(gate, home, header, allowed):
     assert list(home.outbox.iterdir()) == []
 
 
+@pytest.mark.parametrize("word", [None, "withhold"])
+def test_without_a_word_nothing_that_is_held_leaves(gate, home, word):
+    gate.hold(update_header(CHANGE), CHANGE, ALLOWED)
+    if word:
+        gate.held.decide("r1", 1, word)
+    with pytest.raises(PolicyError):
+        gate.let_go(gate.held.find("r1", 1))
+    assert departures(home) == []
+
+
 def test_metrics_leave_only_where_they_are_allowed(gate, home):
     gate.release(
         update_header(CHANGE, metrics=METRICS), CHANGE, Allowed(EXPECTED, metrics="raw")

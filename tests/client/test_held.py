@@ -3,10 +3,8 @@
 import json
 import threading
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
 import pytest
-import tomli_w
 from sqlalchemy import select
 from typer.testing import CliRunner
 
@@ -23,7 +21,7 @@ from fedpact.common import identity, wire
 from fedpact.common import model as models
 from fedpact.common.study import Study
 from support.processes import wait_for
-from support.site_factory import INSTITUTION, update_request
+from support.site_factory import INSTITUTION, join_on_paper, receipts, update_request
 from support.tiny_bert import write_data
 
 KEY = identity.new_signing_key()
@@ -216,29 +214,13 @@ def test_a_run_that_went_on_gives_up_what_waited(house):
 
 def test_the_receipt_says_exactly_what_left(house):
     """One signed entry: study, what was reserved, which tensors, norm, size, SHA-256, by whom."""
-    joined = {
-        "institution": INSTITUTION,
-        "sector": "academia",
-        "role": "data-holder",
-        "coordinator": "localhost:1",
-        "service": "localhost:2",
-        "coordinator_key": "0" * 64,
-        "node_id": "1",
-        "ca_fingerprint": "",
-        "joined_at": datetime.now(UTC),
-    }
-    house.home.site.write_text(tomli_w.dumps(joined), encoding="utf-8")
-    house.home.signing_key.write_bytes(identity.private_pem(KEY))
-    house.home.signing_key.chmod(0o600)
+    join_on_paper(house.home, KEY)
     site = house.restarted()
     site.answer(house.request())
     house.client("release", "r1", "1")
     packet = site.answer(house.request())
     header, change = wire.unpack(packet)
-    with reading(house.home.open_database()) as session:
-        store = house.home.transcript_of(INSTITUTION)
-        entries = list(store.entries(session))
-    (receipt,) = [entry for entry in entries if entry.kind == "update-sent"]
+    (receipt,) = receipts(house.home)
     assert receipt.is_signed_by(KEY.public_key())
     mechanism = site.ledger.history("notes")[0].mechanism
     assert receipt.body == {

@@ -1,14 +1,19 @@
 """Small things that tests of a site need: a study, a home with a data set, an update."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import tomli_w
 
 from fedpact.client.datasets import Dataset, Datasets
 from fedpact.client.home import ClientHome
-from fedpact.common import wire
+from fedpact.client.tables import reading
+from fedpact.common import identity, wire
 from fedpact.common.adapter import Weights
+from fedpact.common.identity import SigningKey
 from fedpact.common.study import Study
+from fedpact.common.transcript import Entry
 
 INSTITUTION = "Clinic"
 RECORDS = 1000
@@ -44,6 +49,31 @@ def a_home(folder: Path, name: str = "notes") -> tuple[ClientHome, Datasets, Dat
     datasets = Datasets(home.open_database())
     dataset, _ = datasets.add(name, write_csv(folder / f"{name}.csv", 120))
     return home, datasets, dataset
+
+
+def join_on_paper(home: ClientHome, key: SigningKey) -> None:
+    """Files as joining leaves them: the site then has a transcript, and its key."""
+    joined = {
+        "institution": INSTITUTION,
+        "sector": "academia",
+        "role": "data-holder",
+        "coordinator": "localhost:1",
+        "service": "localhost:2",
+        "coordinator_key": "0" * 64,
+        "node_id": "1",
+        "ca_fingerprint": "",
+        "joined_at": datetime.now(UTC),
+    }
+    home.site.write_text(tomli_w.dumps(joined), encoding="utf-8")
+    home.signing_key.write_bytes(identity.private_pem(key))
+    home.signing_key.chmod(0o600)
+
+
+def receipts(home: ClientHome) -> list[Entry]:
+    """What the transcript of a site that joined says of updates that left."""
+    with reading(home.open_database()) as session:
+        entries = list(home.transcript_of(INSTITUTION).entries(session))
+    return [entry for entry in entries if entry.kind == "update-sent"]
 
 
 def some_weights(seed: int = 0) -> Weights:

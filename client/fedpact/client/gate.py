@@ -71,12 +71,14 @@ class Allowed:
         norm: the L2 norm that the change has at most (`norm_bound`).
         metrics: what metrics may leave: raw ones only where study and policy both say so.
         classes: for how many labels counts leave with them; 0: for none.
+        seeded: whether noise came from a seed, so that no ε holds; the receipt says it.
     """
 
     tensors: Manifest
     norm: float = math.inf
     metrics: Literal["none", "private", "raw"] = "none"
     classes: int = 0
+    seeded: bool = False
 
 
 class Gate:
@@ -110,7 +112,8 @@ class Gate:
             StorageError: it could not be written down, and stays.
         """
         _check(header, change, allowed)
-        return self._depart(header, wire.pack(header, change), seen=_seen(change))
+        seen = _seen(change) | _insecure(allowed.seeded)
+        return self._depart(header, wire.pack(header, change), seen=seen)
 
     def hold(self, header: wire.UpdateHeader, change: Weights, allowed: Allowed) -> None:
         """Check an update as `release` does, and keep it until a person has decided on it.
@@ -122,6 +125,7 @@ class Gate:
         with reading(self._engine) as session:
             paid = _paid(session, header)
         summary = _summary(header) | _seen(change) | {"reserved": paid}
+        summary |= _insecure(allowed.seeded)
         data = _bytes(wire.pack(header, change))
         self.held.hold(header.run, header.round, data, summary)
 
@@ -143,7 +147,8 @@ class Gate:
         packet = _packet(data)
         header, change = wire.unpack(packet)
         seen = _seen(change) if change is not None else {}
-        left = self._depart(header, packet, seen={**seen, "released_by": "person"})
+        seen |= _insecure("insecure_seed" in held.summary) | {"released_by": "person"}
+        left = self._depart(header, packet, seen=seen)
         self.held.gone(held)
         return left
 
@@ -352,6 +357,10 @@ def _packet(data: bytes) -> wire.Packet:
 def _seen(change: Weights) -> dict[str, Json]:
     """An update as the transcript has it."""
     return {"digest": change.digest, "manifest": change.manifest.digest, "norm": change.norm}
+
+
+def _insecure(seeded: bool) -> dict[str, Json]:
+    return {"insecure_seed": True} if seeded else {}
 
 
 def _left(run: str, round_number: int, *kinds: str) -> Any:

@@ -18,6 +18,7 @@ from fedpact.common import wire
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import FedpactError
 from fedpact.common.mechanism import SubsampledGaussian
+from fedpact.common.randomness import Randomness
 from fedpact.common.records import EncodedRecords
 from fedpact.common.study import Study
 
@@ -108,8 +109,8 @@ class _Spending(Collector):
 class MeteredWorkbench(Workbench):
     """A workbench whose trainings are counted and timed."""
 
-    def __init__(self, metrics: ClientMetrics) -> None:
-        super().__init__()
+    def __init__(self, metrics: ClientMetrics, rng: Randomness | None = None) -> None:
+        super().__init__(rng=rng)
         self._metrics = metrics
 
     def train(

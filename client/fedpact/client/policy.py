@@ -108,6 +108,11 @@ class Policy(BaseModel):
         description="With `release` ask: how long a site waits for that person before it tells "
         "the coordinator so; at most the study's `deadline_seconds`.",
     )
+    allow_insecure_seed: bool = Field(
+        default=False,
+        description="Whether training may draw its noise from the seed in FEDPACT_INSECURE_SEED, for "
+        "tests with invented records. NOT PRIVATE: who knows the seed takes the noise away.",
+    )
     quiet_hours: str | None = Field(
         default=None,
         pattern=rf"^{_CLOCK}-{_CLOCK}$",

@@ -69,6 +69,20 @@ def check_hours(policy: Policy, now: datetime) -> None:
         )
 
 
+def check_seed(policy: Policy, seeded: bool) -> None:
+    """Whether a site whose noise comes from a seed may train.
+
+    Raises:
+        PolicyError: its noise does, and it may not.
+    """
+    if seeded and not policy.allow_insecure_seed:
+        raise PolicyError(
+            "This site was started with FEDPACT_INSECURE_SEED, which its policy forbids.",
+            advice="Start it without; the seed is for tests with invented records.",
+            told="The site is not set up for private training.",
+        )
+
+
 def in_words(policy: Policy) -> list[str]:
     """What the rules mean, one sentence each, for the person who is to answer for them."""
     per_study = policy.study_cap
@@ -117,6 +131,9 @@ def in_words(policy: Policy) -> list[str]:
         if policy.release == "automatic"
         else f"A person here lets each update leave, and has {policy.release_wait_minutes:g} "
         "minutes for it.",
+        "NOT PRIVATE: noise may come from a seed, and who knows it can take the noise away."
+        if policy.allow_insecure_seed
+        else "Noise comes from the operating system's entropy, never from a seed.",
         f"No round begins to train in the hours {policy.quiet_hours}."
         if policy.quiet_hours
         else "Rounds may train at any hour.",

@@ -26,7 +26,7 @@ from fedpact.client.gate import Allowed, Gate
 from fedpact.client.held import StoppingError
 from fedpact.client.ledger import AlreadyReservedError, Ledger, Reservation
 from fedpact.client.policy import Policy
-from fedpact.client.policy_check import check, check_hours
+from fedpact.client.policy_check import check, check_hours, check_seed
 from fedpact.client.validation import Split
 from fedpact.client.workbench import Workbench
 from fedpact.common import accounting, logs, wire
@@ -140,6 +140,7 @@ class Site:
         if (waited := self._wait(request, study, policy)) is not None:
             return waited
         check_hours(policy, self.now())
+        check_seed(policy, self.workbench.is_seeded)
         mechanism, release = plan(study, self.name), plan_metrics(study)
         trained = self.workbench.fit(study, weights, request.round)
         self.workbench.self_test(study, self.name, request.run, request.round, mechanism)
@@ -152,6 +153,11 @@ class Site:
                 study, self.name, weights, split.validation, release
             )
         log.info("run %s round %d: training", request.run, request.round)
+        if self.workbench.is_seeded:
+            log.warning(
+                "run %s round %d: INSECURE: noise comes from a seed, and no ε holds",
+                *(request.run, request.round),
+            )
         result = self.workbench.train(study, self.name, weights, split.training, mechanism)
         self.ledger.settle(reservation, result.steps)
         epsilon = self.ledger.spent_by_run(
@@ -171,6 +177,7 @@ class Site:
             self.workbench.largest_change(study, self.name, weights, mechanism),
             "raw" if raw else "none" if release is None else "private",
             0 if release is None else study.classes_measured,
+            self.workbench.is_seeded,
         )
         self.agreed(study)
         if policy.release == "automatic":

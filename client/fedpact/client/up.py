@@ -5,10 +5,12 @@ Everything real is put together here; nowhere else is a part of a site chosen.
 
 import ctypes
 import logging
+import os
 import signal
 import sys
 import threading
 
+import numpy as np
 import torch
 
 from fedpact.client import policy
@@ -26,11 +28,13 @@ from fedpact.client.validation import Split, split
 from fedpact.client.workbench import Workbench
 from fedpact.common import logs, scrape, wire
 from fedpact.common import model as models
-from fedpact.common.errors import TrustError
+from fedpact.common.errors import TrustError, UsageError
+from fedpact.common.randomness import Randomness
 from fedpact.common.study import Study
 
 log = logging.getLogger(__name__)
 
+INSECURE_SEED = "FEDPACT_INSECURE_SEED"
 _GOODBYE_SECONDS = 5.0
 
 
@@ -71,6 +75,28 @@ def build_site(
     )
 
 
+def insecure_randomness() -> Randomness | None:
+    """What FEDPACT_INSECURE_SEED asks for, said aloud: the one way to a seed for a site.
+
+    Returns:
+        a generator with that seed; None without the variable.
+
+    Raises:
+        UsageError: it is not a number.
+    """
+    text = os.environ.get(INSECURE_SEED, "")
+    if not text:
+        return None
+    if not text.isdecimal():
+        raise UsageError(f"{INSECURE_SEED} is not a number.", advice="Leave it out.")
+    log.warning(
+        "INSECURE: %s is set. Sampling and noise come from a seed: whoever knows it can take the "
+        "noise away, and no ε holds. For tests with invented records only.",
+        INSECURE_SEED,
+    )
+    return np.random.default_rng(int(text))
+
+
 def give_back_memory() -> None:
     """Return freed memory to the operating system, where the C library is glibc.
 
@@ -102,7 +128,7 @@ def up(home: ClientHome, *, metrics_port: int | None = None) -> None:
     Raises:
         PolicyError: the policy file is not valid.
         TrustError: the site has not joined, or a key cannot be used.
-        UsageError: another daemon serves from this folder.
+        UsageError: another daemon serves from this folder, or FEDPACT_INSECURE_SEED is no number.
         AddressError: the metrics cannot be served.
         StorageError: the site's database or disk fails.
     """
@@ -131,7 +157,8 @@ def up(home: ClientHome, *, metrics_port: int | None = None) -> None:
 
     metrics, stop = ClientMetrics(), threading.Event()
     with alone(home), logs.about(site=joined.institution):
-        site = build_site(home, joined.institution, MeteredWorkbench(metrics), stop)
+        workbench = MeteredWorkbench(metrics, insecure_randomness())
+        site = build_site(home, joined.institution, workbench, stop)
 
         def answer(packet: wire.Packet) -> wire.Packet:
             reply = site.answer(packet)

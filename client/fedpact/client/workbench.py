@@ -46,7 +46,7 @@ class Workbench:
     Args:
         device: where models live; a GPU if there is one, by default.
         rng: for sampling and noise; cryptographic by default. Only tests and simulations give
-            one with a seed.
+            one with a seed; a site's policy must then allow it.
     """
 
     def __init__(
@@ -56,6 +56,11 @@ class Workbench:
         self._rng = rng
         self._model: Model | None = None
         self._tested: set[tuple[str, LocalTraining, tuple[str, ...]]] = set()
+
+    @property
+    def is_seeded(self) -> bool:
+        """Whether sampling and noise come from what was given, and no ε holds."""
+        return self._rng is not None
 
     def model(self, study: Study) -> Model:
         """The study's model: the resident one, or a new one in its place.

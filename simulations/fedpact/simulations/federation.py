@@ -49,6 +49,7 @@ _POLICY = Policy(
     max_delta=0.5,
     minimum_records=1,
     allow_site_metrics=True,
+    allow_insecure_seed=True,
 )
 
 
