@@ -138,7 +138,7 @@ def test_a_study_is_shown_in_plain_words(town):
     )
     assert (
         lines["data set"]
-        == "notes, 120 records; ε = 10 of 10 remains of its budget (for one record)"
+        == "notes, 120 records; ε = 10 of 10 remains of its budget, at δ = 0.0001, for adding or removing one record"
     )
     assert lines["until"] == "2099-12-31"
     assert "Maker (academia, 120 records)" in lines["takes part"]

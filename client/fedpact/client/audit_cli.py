@@ -150,25 +150,26 @@ def _records(
 
 def _verdict(found: "Audit", unit: str) -> str:
     sure = f"With {100 * found.confidence:.4g} % confidence"
+    at = f"at δ = {found.delta:.3g}, for adding or removing one {unit}"
     if found.contradicted:
         return (
-            f"{sure} the promise to one {unit} is broken: ε is above {found.bound:.4g}, and "
-            f"{found.covered:.4g} is claimed."
+            f"{sure} the promise is broken: ε is above {found.bound:.4g}, and "
+            f"{found.covered:.4g} is claimed, {at}."
         )
     if found.bound > found.claimed:
         return (
             f"{sure} ε is above {found.bound:.4g} for a person with {found.canary_records} records: "
-            f"the {found.claimed:.4g} claimed is for one {unit} and does not hold for such a person, "
+            f"the {found.claimed:.4g} claimed, {at}, does not hold for such a person, "
             f"for whom {found.covered:.4g} follows from it."
         )
     if found.ceiling <= found.claimed:
         return (
             f"Nothing contradicts the claim, but nothing could have: even if every guess were "
-            f"right, ε would only be shown to be above {found.ceiling:.4g}. Take more guesses, "
+            f"right, ε would only be shown to be above {found.ceiling:.4g}, {at}. Take more guesses, "
             "or audit a smaller --epsilon."
         )
     return (
-        f"The attack does not contradict the claim. {sure} ε is above {found.bound:.4g}; that "
+        f"The attack does not contradict the claim. {sure} ε is above {found.bound:.4g}, {at}; that "
         f"it is not above {found.claimed:.4g} is for the accountant to prove, not for an attack."
     )
 

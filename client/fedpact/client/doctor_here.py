@@ -95,7 +95,7 @@ def policy(patient: Patient) -> Finding:
         return Finding("warn", "there is none: the defaults hold", "Write a policy.toml.")
     if not rules.require_dp:
         return Finding("warn", "it lets updates leave that are not private", "Read require_dp.")
-    return Finding("ok", f"it is valid; a data set may spend ε = {rules.max_epsilon:g}")
+    return Finding("ok", f"it is valid; a data set may spend {rules.most}")
 
 
 def datasets(patient: Patient) -> Finding:

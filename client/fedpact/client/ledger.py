@@ -143,7 +143,8 @@ class Ledger:
                     (f"the study {study.digest[:12]}", study_cap, of_study),
                     (f"the data set {dataset}", cap, shared),
                 )
-                _check_budget(session, limits, mechanism, metrics, study.privacy.target_delta)
+                delta = study.privacy.target_delta
+                _check_budget(session, limits, mechanism, metrics, delta, study.unit)
             reserved = {
                 "dataset": dataset,
                 "sha256": sha256,
@@ -312,6 +313,7 @@ def _check_budget(
     mechanism: SubsampledGaussian,
     metrics: GaussianRelease | None,
     delta: float,
+    unit: str,
 ) -> None:
     """Rule 4: for each (what, its limit, what counts for it)."""
     planned: list[Mechanism] = [mechanism] if metrics is None else [mechanism, metrics]
@@ -324,7 +326,7 @@ def _check_budget(
             raise BudgetError(
                 f"{mechanism.steps} more steps would bring {what} from ε = "
                 f"{_epsilon(before, delta):.4g} to {after:.4g}, above its limit of {limit:.4g}, "
-                f"at δ = {delta:.3g}.",
+                f"at δ = {delta:.3g}, for adding or removing one {unit}.",
                 told=f"The privacy budget does not allow {mechanism.steps} more steps here.",
             )
 

@@ -50,7 +50,10 @@ def picture(statement: Statement, points: Sequence[Point]) -> Text:
 
     An ε above the scale, which ends a little above the cap, stands at its top.
     """
-    heading = f"{statement.dataset}: ε at δ = {statement.delta:.3g}, cap {statement.cap:.4g}"
+    heading = (
+        f"{statement.dataset}: ε at δ = {statement.delta:.3g}, for adding or removing one "
+        f"{statement.unit}, cap {statement.cap:.4g}"
+    )
     if not points:
         return Text(f"{heading}\nnothing spent")
     spent = [point.epsilon for point in points if math.isfinite(point.epsilon)]

@@ -86,13 +86,14 @@ class _Spending(Collector):
         """What each data set has spent of its cap."""
         spent = GaugeMetricFamily(
             "fedpact_client_epsilon_spent",
-            "ε that a data set has spent, at its smallest δ, for adding or removing one unit.",
-            labels=["dataset", "unit"],
+            "ε that a data set has spent, at δ, for adding or removing one unit.",
+            labels=["dataset", "unit", "delta"],
         )
         cap = GaugeMetricFamily(
             "fedpact_client_epsilon_cap",
-            "ε that the policy lets a data set spend over its lifetime.",
-            labels=["dataset"],
+            "ε that the policy lets a data set spend over its lifetime, at δ, for adding or removing "
+            "one unit.",
+            labels=["dataset", "unit", "delta"],
         )
         try:
             statements = list(self._statements())
@@ -100,8 +101,9 @@ class _Spending(Collector):
             log.warning("a scrape is not whole: %s", error)
             return
         for statement in statements:
-            spent.add_metric([statement.dataset, statement.unit], statement.epsilon)
-            cap.add_metric([statement.dataset], statement.cap)
+            about = [statement.dataset, statement.unit, f"{statement.delta:.3g}"]
+            spent.add_metric(about, statement.epsilon)
+            cap.add_metric(about, statement.cap)
         yield spent
         yield cap
 

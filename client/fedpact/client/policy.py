@@ -146,6 +146,14 @@ class Policy(BaseModel):
         return min(self.max_epsilon_per_study or self.max_epsilon, self.max_epsilon)
 
     @property
+    def most(self) -> str:
+        """ε that a data set may cost, in words."""
+        return (
+            f"ε = {self.max_epsilon:g} in its lifetime, at δ of at most {self.max_delta:g}, for "
+            "adding or removing one record (or person)"
+        )
+
+    @property
     def quiet(self) -> tuple[time, time] | None:
         """When the quiet hours begin and end, on the site's own clock; they may span midnight."""
         if self.quiet_hours is None:

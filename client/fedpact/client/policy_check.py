@@ -116,10 +116,7 @@ def in_words(policy: Policy) -> list[str]:
         "The promise must be to persons, with all their records."
         if policy.required_unit == "person"
         else "The promise may be to single records: who has several is then protected less.",
-        (
-            f"A data set may spend ε = {policy.max_epsilon:g} in its lifetime, {per_study:g} of "
-            f"it on one study, at δ of at most {policy.max_delta:g}."
-        ),
+        (f"A data set may spend {policy.most}; {per_study:g} of it on one study."),
         f"It must have {policy.minimum_records} records or more.",
         "NOT PRIVATE: raw loss and accuracy on your own records may leave."
         if policy.allow_site_metrics
@@ -200,5 +197,6 @@ def _check_privacy(policy: Policy, study: Study) -> None:
     if study.privacy.target_epsilon > policy.study_cap:
         raise PolicyError(
             f"The study's ε = {study.privacy.target_epsilon:.4g} is above the "
-            f"{policy.study_cap:.4g} that is allowed here."
+            f"{policy.study_cap:.4g} that is allowed here, at δ = "
+            f"{study.privacy.target_delta:.3g}, for adding or removing one {study.unit}."
         )

@@ -53,6 +53,7 @@ def standing(home: ClientHome) -> dict[str, Any]:
                 "delta": s.delta,
                 "cap": s.cap,
                 "unit": s.unit,
+                "neighbours": f"add or remove one {s.unit}",
             }
             for s in statements(home)
         ],

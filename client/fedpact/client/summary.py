@@ -173,7 +173,10 @@ def _data(home: ClientHome, study: Study) -> str:
 
 def _budget(ledger: Ledger, dataset: Dataset, rules: Policy) -> str:
     spent = statement.statement(ledger, dataset, rules)
-    return f"; ε = {spent.remaining:.4g} of {spent.cap:.4g} remains of its budget (for one {spent.unit})"
+    return (
+        f"; ε = {spent.remaining:.4g} of {spent.cap:.4g} remains of its budget, at δ = "
+        f"{spent.delta:.3g}, for adding or removing one {spent.unit}"
+    )
 
 
 def _others(study: Study) -> str:

@@ -118,7 +118,7 @@ def _print_waiting(site: "ClientHome", format_: Format) -> None:
         paid = h.summary["reserved"][0]
         spent = "∞, NOT PRIVATE"
         if (epsilon := h.summary.get("epsilon")) is not None:
-            spent = f"{epsilon:.4g} at δ = {paid['delta']:.3g}, for one {paid['unit']}"
+            spent = f"{epsilon:.4g} at δ = {paid['delta']:.3g}, for adding or removing one {paid['unit']}"
         table.add_row(
             f"{h.at:%Y-%m-%d %H:%M:%S}",
             h.run,
@@ -212,7 +212,7 @@ def _table(found: dict[str, Any]) -> Table:
                     spent = "∞" if d["epsilon"] is None else f"{d['epsilon']:.4g}"
                     cell = (
                         f"ε = {spent} of {d['cap']:g} spent, at δ = {d['delta']:.3g}, "
-                        f"for one {d['unit']}"
+                        f"for adding or removing one {d['unit']}"
                     )
                     table.add_row(d["name"], cell)
             case _, dict():

@@ -145,7 +145,8 @@ def noise_multiplier(
         if high > 1000:  # noqa: PLR2004 - beyond this nothing is learned anyway
             raise BudgetError(
                 f"No noise lets {steps} steps at sampling rate {sample_rate:.3g} cost less "
-                f"than ε = {target_epsilon} at δ = {target_delta}.",
+                f"than ε = {target_epsilon} at δ = {target_delta}, for adding or removing one "
+                "unit (record or person).",
                 advice="Take fewer rounds, a smaller batch or a larger budget.",
             )
     while high - low > _RELATIVE_TOLERANCE * high:
