@@ -12,10 +12,10 @@ from fedpact.client.home import ClientHome
 from fedpact.client.join import load_site
 from fedpact.client.ledger import Ledger
 from fedpact.client.service import Service
-from fedpact.client.site import plan
 from fedpact.common import identity
 from fedpact.common.errors import TrustError, WireError
 from fedpact.common.identity import Role
+from fedpact.common.planned import plan
 from fedpact.common.spending import Spending
 from fedpact.common.v1 import federation_pb2 as pb
 from fedpact.server.cli import server_app

@@ -16,14 +16,15 @@ from fedpact.client.home import ClientHome
 from fedpact.client.ledger import Ledger
 from fedpact.client.trainer import LocalTraining
 from fedpact.client.workbench import Workbench
-from fedpact.common import accounting, neighbours, tasks
+from fedpact.common import accounting, identity, neighbours, tasks
 from fedpact.common import model as models
-from fedpact.common.errors import DataError, StudyError, TrainingError, UsageError
+from fedpact.common.errors import BudgetError, DataError, StudyError, TrainingError, UsageError
 from fedpact.common.mechanism import SubsampledGaussian
 from fedpact.common.records import EncodedRecords, person_numbers
 from fedpact.common.study import Study
+from fedpact.common.verdict import Verdict
 from support.persons import person_sections, person_study, write_persons
-from support.site_factory import INSTITUTION
+from support.site_factory import INSTITUTION, join_on_paper
 from support.tiny_bert import some_rows, write_data
 
 SAMPLED = {"canaries": 2000, "guesses": 100}
@@ -372,3 +373,45 @@ def test_the_command_says_when_nothing_could_have_been_shown(typed):
     result = run("--canaries", "200")  # the study's ε is 8
     assert result.exit_code == 0
     assert "nothing could have" in result.stdout
+
+
+def test_a_verdict_is_saved_signed_and_stays_in_the_house(typed, tmp_path):
+    run, home = typed
+    key = identity.new_signing_key()
+    join_on_paper(home, key)
+    file = tmp_path / "verdict.json"
+    quick = ("--epsilon", "1", "--canaries", "200", "--guesses", "20", "--shadows", "0")
+    result = run(*quick, "--save", str(file), "--format", "json")
+    assert result.exit_code == 0, result.output
+    found, verdict = (
+        json.loads(result.stdout),
+        Verdict.read(file.read_text(), key.public_key()),
+    )
+    assert not verdict.releasable
+    assert verdict.membership_auc == found["membership"]["loss"]["auc"]
+    assert (verdict.lower_bound, verdict.correct) == (found["lower_bound"], found["correct"])
+    assert Ledger(home.open_database()).history("notes") == []
+
+
+def test_a_verdict_that_others_may_see_is_paid_for_first_and_holds_nothing_unpaid(
+    typed, tmp_path
+):
+    run, home = typed
+    key = identity.new_signing_key()
+    join_on_paper(home, key)
+    file, ledger = tmp_path / "verdict.json", Ledger(home.open_database())
+    quick = ("--epsilon", "1", "--canaries", "200", "--guesses", "20", "--shadows", "0")
+    released = (*quick, "--save", str(file), "--release")
+    home.policy.write_text("max_epsilon = 0.5\n", encoding="utf-8")
+    refused = run(*released)
+    assert isinstance(refused.exception, BudgetError)
+    assert not file.exists()
+    home.policy.write_text("max_epsilon = 1.5\n", encoding="utf-8")
+    assert run(*released).exit_code == 0
+    verdict = Verdict.read(file.read_text(), key.public_key())
+    assert verdict.releasable
+    assert verdict.membership_auc is None
+    assert ledger.spent("notes", verdict.delta) == pytest.approx(
+        verdict.claimed_epsilon, rel=1e-6
+    )
+    assert isinstance(run(*released).exception, BudgetError), "twice is paid twice"

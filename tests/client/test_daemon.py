@@ -111,8 +111,8 @@ def test_answers_are_counted_shown_and_logged(home, tiny, endpoint, caplog):
     assert found["fedpact_client_bytes_out_total",] == update.size + refusal.size
     assert found["fedpact_client_rounds_total",] == 1
     assert found["fedpact_client_training_seconds_count",] == 1
-    assert 0 < found["fedpact_client_epsilon_spent", "notes", "record", "1e-05"] < math.inf
-    assert found["fedpact_client_epsilon_cap", "notes", "record", "1e-05"] == 10
+    assert 0 < found["fedpact_client_epsilon_spent", "notes", "1e-05", "record"] < math.inf
+    assert found["fedpact_client_epsilon_cap", "notes", "1e-05", "record"] == 10
     about = {"site": INSTITUTION, "study": study.digest, "run": "r1"}
     for message, number in (("run r1 round 1: training", 1), ("run r1 round 99: refused", 99)):
         (line,) = [line for line in lines if line["message"].startswith(message)]
@@ -183,7 +183,7 @@ def test_a_daemon_that_serves(coordinator, tmp_path, host):
         found = scraped(port)
         assert found["fedpact_client_connected",] == 1
         assert found["fedpact_client_last_contact_timestamp_seconds",] > 0
-        spent = ("fedpact_client_epsilon_spent", "notes", "record", "1e-05")
+        spent = ("fedpact_client_epsilon_spent", "notes", "1e-05", "record")
         assert (spent in found) == (host == "127.0.0.1")
         assert fedpact(*up).returncode == UsageError.exit_code
         lines = [json.loads(line) for line in daemon.said.splitlines()]

@@ -79,7 +79,11 @@ def test_the_plot_rises_to_what_was_spent_under_the_cap(run, tmp_path):
     assert "nothing spent" in run("ledger", "--plot")
     assert "cap 10" not in run("ledger")
     spend(tmp_path, *(("r1", number) for number in range(1, 9)))
-    lines = run("ledger", "--plot").partition("notes: ε at δ = 1e-05, cap 10")[2].splitlines()
+    lines = (
+        run("ledger", "--plot")
+        .partition("adding or removing one record, cap 10")[2]
+        .splitlines()
+    )
     cap = next(line for line in lines if line.strip().startswith("10 "))
     assert "─" * 50 in cap
     assert "█" not in cap

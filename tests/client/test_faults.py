@@ -13,13 +13,13 @@ from sqlalchemy import create_engine, select
 from fedpact.client.agreements import Agreements
 from fedpact.client.datasets import Datasets
 from fedpact.client.home import ClientHome
-from fedpact.client.site import plan, plan_metrics
 from fedpact.client.tables import DepartureRow, reading
 from fedpact.client.workbench import Workbench
 from fedpact.common import accounting, identity
 from fedpact.common import model as models
 from fedpact.common.database import sqlite_url
 from fedpact.common.mechanism import Mechanism, SubsampledGaussian
+from fedpact.common.planned import plan, plan_metrics
 from support.faults import DELTA
 from support.site_factory import INSTITUTION, update_request
 from support.tiny_bert import write_data

@@ -15,7 +15,6 @@ from fedpact.client.batching import micro_batches, person_batches
 from fedpact.client.datasets import Datasets
 from fedpact.client.home import ClientHome
 from fedpact.client.record_cache import encode
-from fedpact.client.site import plan, plan_metrics
 from fedpact.client.trainer import LocalTraining
 from fedpact.client.up import build_site
 from fedpact.client.validation import split
@@ -24,6 +23,7 @@ from fedpact.common import identity, wire
 from fedpact.common import model as models
 from fedpact.common.errors import DataError, TrainingError
 from fedpact.common.mechanism import SubsampledGaussian
+from fedpact.common.planned import plan, plan_metrics
 from fedpact.common.records import EncodedRecords, person_numbers
 from support.persons import PERSONS, person_study, write_persons
 from support.site_factory import INSTITUTION, update_request

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from fedpact.client.agreements import Agreements
 from fedpact.client.datasets import Datasets
 from fedpact.client.home import ClientHome
-from fedpact.client.site import Site, plan, plan_metrics
+from fedpact.client.site import Site
 from fedpact.client.tables import DepartureRow, reading
 from fedpact.client.up import build_site
 from fedpact.client.workbench import Workbench
@@ -19,6 +19,7 @@ from fedpact.common import accounting, identity, wire
 from fedpact.common import model as models
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import StorageError, TrainingError
+from fedpact.common.planned import plan, plan_metrics
 from fedpact.common.study import Study
 from support.site_factory import INSTITUTION, update_request
 from support.tiny_bert import RECORDS, TinyBert, some_rows, write_data

@@ -141,7 +141,7 @@ def test_whatever_json_is_written_is_read_again(contents):
 )
 def test_moments_are_kept_to_the_microsecond_in_utc(moment):
     entry = Entry.sign(
-        KEY, number=0, moment=moment, author="N", kind="created", body={}, previous=NO_HASH
+        KEY, number=0, moment=moment, author="N", kind="invited", body={}, previous=NO_HASH
     )
     assert Entry.parse(entry.line).moment == moment
     assert '+00:00"' in entry.line
@@ -280,7 +280,7 @@ SPELLINGS = {
         dict(reversed(d.items())), separators=(",", ":"), ensure_ascii=False
     ),
     "escapes": lambda d: json.dumps(d, sort_keys=True, separators=(",", ":")),
-    "a key twice": lambda d: canonical(d).replace('"kind"', '"kind":"created","kind"', 1),
+    "a key twice": lambda d: canonical(d).replace('"kind"', '"kind":"invited","kind"', 1),
     "a float's zeros": lambda d: canonical(d).replace("0.875", "0.8750"),
     "NaN": lambda d: canonical(d).replace("0.875", "NaN"),
     "a byte order mark": lambda d: "\ufeff" + canonical(d),

@@ -72,7 +72,7 @@ def test_the_migrations_make_the_table(engine, room):
 
 def test_what_is_written_is_a_chain_that_verifies(engine, store, tmp_path):
     with Session(engine) as session, session.begin():
-        first = store.append(session, "created", {"study": "Örebro", "nul": "\0"})
+        first = store.append(session, "invited", {"study": "Örebro", "nul": "\0"})
         second = store.append(session, "joined", {"epsilon": 0.1})
     with Session(engine) as session, session.begin():
         third = store.append(session, "run-ended", {})
@@ -113,7 +113,7 @@ def test_an_entry_is_there_with_what_it_records_or_not_at_all(engine, store, tmp
 
 def test_a_refused_entry_leaves_the_chain_as_it_was(engine, store, tmp_path):
     with Session(engine) as session, session.begin():
-        store.append(session, "created", {})
+        store.append(session, "invited", {})
         with pytest.raises(AuditError):
             store.append(session, "settled", {"x": float("nan")})
         store.append(session, "run-ended", {})
@@ -145,7 +145,7 @@ def test_many_who_write_at_once_do_not_fork_the_chain(engine, store, tmp_path):
 
 def test_readers_do_not_wait_for_a_writer(engine, store):
     with Session(engine) as writing, writing.begin():
-        store.append(writing, "created", {})
+        store.append(writing, "invited", {})
         with Session(engine) as reading:
             assert store.head(reading).length == 0
 
@@ -153,7 +153,7 @@ def test_readers_do_not_wait_for_a_writer(engine, store):
 def test_a_file_is_of_one_moment(engine, store):
     """Entries that are written while the file is do not make its head another's."""
     with Session(engine) as session, session.begin():
-        store.append(session, "created", {})
+        store.append(session, "invited", {})
     with Session(engine) as reading:
         lines = store.lines(reading)
         begun = [next(lines), next(lines)]
@@ -195,7 +195,7 @@ def test_two_rooms_may_share_a_database(database_url, tmp_path):
     stores = [TranscriptStore.of(row, room, KEY) for room, (_, row, _) in ROOMS.items()]
     for engine, store in zip(engines, stores, strict=True):
         with Session(engine) as session, session.begin():
-            store.append(session, "created", {})
+            store.append(session, "invited", {})
     for engine, store in zip(engines, stores, strict=True):
         assert exported(store, engine, tmp_path / store.author).author == store.author
         engine.dispose()

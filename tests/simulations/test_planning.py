@@ -8,9 +8,9 @@ import tomli_w
 from rich.console import Console
 from typer.testing import CliRunner
 
-from fedpact.client.site import plan as site_plan
-from fedpact.client.site import plan_metrics
 from fedpact.common.errors import BudgetError, StudyError
+from fedpact.common.planned import plan as site_plan
+from fedpact.common.planned import plan_metrics
 from fedpact.common.study import Study
 from fedpact.simulations import planning
 from fedpact.simulations.cli import app

@@ -29,7 +29,6 @@ from torch import Tensor
 
 from fedpact.client.audit_bound import epsilon_bound
 from fedpact.client.dpsgd import PrivateStep
-from fedpact.client.site import plan
 from fedpact.client.trainer import LocalTraining, Trained, Trainer
 from fedpact.client.workbench import Model, Workbench
 from fedpact.common import accounting, neighbours, tasks
@@ -38,6 +37,7 @@ from fedpact.common.adapter import FloatArray
 from fedpact.common.errors import DataError, StudyError, UsageError
 from fedpact.common.mechanism import SubsampledGaussian
 from fedpact.common.model import Precision
+from fedpact.common.planned import plan
 from fedpact.common.randomness import Randomness, SecureRandom
 from fedpact.common.records import EncodedRecords, IntArray
 from fedpact.common.study import Study

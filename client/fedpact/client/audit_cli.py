@@ -19,10 +19,7 @@ if TYPE_CHECKING:
 
 _GUESSED = 20  # one canary of so many, unless told
 _MOST_RECORDS = 1000
-_NOTE = (
-    "A shadow copy was attacked: nothing was sent and nothing spent. This result comes from "
-    "private data: keep it."
-)
+_NOTE = "A shadow copy was attacked and nothing was sent. This result comes from private data: keep it."
 
 
 def audit(
@@ -64,6 +61,16 @@ def audit(
             help="Shadow adapters for the membership attack, an even number; 0: by loss alone.",
         ),
     ] = 4,
+    save: Annotated[
+        Path | None, typer.Option(help="Write the verdict there, signed by this institution.")
+    ] = None,
+    release: Annotated[
+        bool,
+        typer.Option(
+            "--release",
+            help="With --save: others may see the verdict. The ledger then reserves its ε first.",
+        ),
+    ] = False,
     home: HomeOption = DEFAULT_HOME,
     format_: Format = "table",
 ) -> None:
@@ -73,15 +80,22 @@ def audit(
     from fedpact.client.home import ClientHome
     from fedpact.client.workbench import Workbench
     from fedpact.common import study as studies
-    from fedpact.common.errors import StudyError, TrainingError
+    from fedpact.common.errors import StudyError, TrainingError, UsageError
 
     site, loaded = ClientHome.at(home), studies.load(study)
     if not loaded.is_private:
         raise StudyError(f"{loaded.study.name} promises no ε that an audit could contradict.")
+    asked = loaded.digest
     if epsilon is not None:
         loaded = loaded.promising(epsilon)
     name, workbench = institution or _joined_as(site), Workbench()
     loaded.institution(name)
+    if release:
+        from fedpact.client.audit_verdict import pay
+
+        if save is None:
+            raise UsageError("--release needs --save.")
+        pay(site, loaded, name, dataset)
     with notices.status("Reading the records") as status:
         records = _records(site, loaded, dataset, workbench)
         found = attack(
@@ -103,6 +117,10 @@ def audit(
             shadows=shadows,
             on_training=lambda n: status.update(f"Membership: training {n} of {1 + shadows}"),
         )
+    if save is not None:
+        from fedpact.client.audit_verdict import save as save_verdict
+
+        save_verdict(save, site, asked, name, found, loaded.unit, None if release else members)
     verdict = _verdict(found, loaded.unit)
     if format_ == "json":
         document = _as_json(found, members, loaded.unit, verdict)

@@ -19,12 +19,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
-from fedpact.client.site import plan
 from fedpact.client.trainer import LocalTraining
 from fedpact.client.workbench import Workbench
 from fedpact.common import evaluation, tasks
 from fedpact.common import model as models
 from fedpact.common.errors import DataError, UsageError
+from fedpact.common.planned import plan
 from fedpact.common.randomness import Randomness, SecureRandom
 from fedpact.common.records import EncodedRecords, IntArray
 from fedpact.common.study import Study

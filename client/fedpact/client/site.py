@@ -16,7 +16,7 @@ any privacy.
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from traceback import format_tb
 from typing import Literal
@@ -29,7 +29,7 @@ from fedpact.client.policy import Policy
 from fedpact.client.policy_check import check, check_hours, check_seed
 from fedpact.client.validation import Split
 from fedpact.client.workbench import Workbench
-from fedpact.common import accounting, logs, wire
+from fedpact.common import logs, wire
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import (
     BudgetError,
@@ -43,6 +43,7 @@ from fedpact.common.errors import (
     WireError,
 )
 from fedpact.common.mechanism import GaussianRelease, SubsampledGaussian
+from fedpact.common.planned import plan, plan_metrics
 from fedpact.common.study import Study
 
 log = logging.getLogger(__name__)
@@ -270,53 +271,6 @@ class Site:
         why = "`fedpact client departures` says why" if code == "data" else refusal.reason
         log.warning("run %s round %d: refused (%s): %s", refusal.run, refusal.round, code, why)
         return self.gate.refuse(refusal, error.told)
-
-
-def plan(study: Study, institution: str) -> SubsampledGaussian | None:
-    """What one round runs at an institution: a function of public numbers alone.
-
-    The noise is what keeps the study's whole number of steps within its ε, together with the
-    private metrics of the whole run.
-
-    Returns:
-        training's mechanism of one round; None for a study without DP.
-
-    Raises:
-        StudyError: the institution does not take part.
-        BudgetError: no noise would keep the promise.
-    """
-    sample_rate = study.sample_rate(institution)
-    if not study.is_private:
-        return None
-    sigma = accounting.noise_multiplier(
-        study.privacy.target_epsilon,
-        study.privacy.target_delta,
-        sample_rate,
-        study.total_steps,
-        whole_run(study, plan_metrics(study)),
-    )
-    return SubsampledGaussian(sigma, sample_rate, study.training.local_steps)
-
-
-def plan_metrics(study: Study) -> GaussianRelease | None:
-    """The release of private metrics in one round: a function of public numbers alone.
-
-    Returns:
-        the mechanism of one round; None where the study asks for no private metrics.
-
-    Raises:
-        BudgetError: no noise would keep within the metrics' share of ε.
-    """
-    if study.evaluation.site_metrics != "private":
-        return None
-    share = study.evaluation.metrics_epsilon_share * study.privacy.target_epsilon
-    noise = accounting.release_noise(share, study.privacy.target_delta, study.training.rounds)
-    return GaussianRelease(noise, 1)
-
-
-def whole_run(study: Study, release: GaussianRelease | None) -> GaussianRelease | None:
-    """What a release in each round is over all rounds."""
-    return release and replace(release, count=study.training.rounds)
 
 
 def _request(packet: wire.Packet) -> tuple[wire.RequestHeader, Weights]:

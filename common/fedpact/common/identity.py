@@ -20,7 +20,9 @@ from fedpact.common.errors import TrustError
 
 SigningKey = Ed25519PrivateKey
 VerifyKey = Ed25519PublicKey
-Purpose = Literal["call", "decision", "join", "statement", "entry", "head"]
+Purpose = Literal[
+    "call", "decision", "join", "statement", "entry", "head", "verdict", "release"
+]
 KEY_BYTES = 32
 # The points of small order, as y (RFC 8032, 5.1.2): under such a key a signature that anybody
 # can make is good for many or all contents, so its owner could deny what it signed.

@@ -27,7 +27,6 @@ from fedpact.common.identity import SigningKey, VerifyKey
 
 Json = bool | int | float | str | None | Sequence["Json"] | Mapping[str, "Json"]
 Kind = Literal[
-    "created",
     "invited",
     "joined",
     "revoked",

@@ -18,6 +18,8 @@ from fedpact.common.randomness import Randomness, SecureRandom
 from fedpact.common.records import EncodedRecords
 from fedpact.common.study import Study
 from fedpact.server import runs
+from fedpact.server.card import card
+from fedpact.server.releases import CARD
 from fedpact.server.rounds import Conductor, Exchange, Measure, Terms
 
 log = logging.getLogger(__name__)
@@ -90,6 +92,8 @@ def _conduct(
             runs.set_status(engine, run, "failed", why)
         raise
     runs.set_adapter(engine, run, adapter)
+    with disk_errors():
+        (adapter / CARD).write_text(card(runs.view(engine, run)), encoding="utf-8")
     status = "stopped" if record.should_stop() else "completed"
     runs.set_status(engine, run, status, record.why_stopped)
     log.info("the run has ended; its adapter is %s", adapter)

@@ -70,6 +70,11 @@ class ServerHome:
         return self.folder / "artifacts"
 
     @property
+    def releases(self) -> Path:
+        """Adapters with their cards, signed."""
+        return self.folder / "releases"
+
+    @property
     def certificates(self) -> Path:
         """Where keys and certificates are kept."""
         return self.folder / "certificates"

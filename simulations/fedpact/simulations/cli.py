@@ -14,6 +14,7 @@ from fedpact.client.cli import client_app
 from fedpact.common.cli import study_app
 from fedpact.common.errors import FedpactError
 from fedpact.server.cli import server_app
+from fedpact.server.release_cli import release_app
 from fedpact.server.run_cli import run_app
 from fedpact.simulations.audit_cli import audit_app
 from fedpact.simulations.plan_cli import plan
@@ -27,6 +28,7 @@ study_app.command()(plan)
 app.add_typer(study_app, name="study")
 app.add_typer(server_app, name="server")
 app.add_typer(run_app, name="run")
+app.add_typer(release_app, name="release")
 app.add_typer(client_app, name="client")
 app.add_typer(audit_app, name="audit")
 

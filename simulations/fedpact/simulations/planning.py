@@ -13,10 +13,10 @@ from rich.console import Group
 from rich.table import Table
 
 from fedpact.client import private_metrics
-from fedpact.client.site import plan_metrics, whole_run
 from fedpact.common import accounting, neighbours
 from fedpact.common.errors import BudgetError, StudyError
 from fedpact.common.mechanism import GaussianRelease, SubsampledGaussian
+from fedpact.common.planned import plan_metrics, whole_run
 from fedpact.common.study import Sector, Study
 
 PERSON_RECORDS = (2, 4, 8)
