@@ -35,6 +35,8 @@ WORDS = {
     "admission.py:_wrong": "words",
     "audit.py:audit": "words",
     "summary.py:_leaves": "words",
+    "card.py:<module>": "words: the limits",
+    "audit_cli.py:<module>": "words",
     "audit_cli.py:audit": "help texts; what it prints is in _verdict and _print",
 }
 # Models and tables with a field for an ε, and where they have what belongs to it.

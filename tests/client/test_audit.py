@@ -406,7 +406,7 @@ def test_a_verdict_that_others_may_see_is_paid_for_first_and_holds_nothing_unpai
     refused = run(*released)
     assert isinstance(refused.exception, BudgetError)
     assert not file.exists()
-    home.policy.write_text("max_epsilon = 1.5\n", encoding="utf-8")
+    home.policy.write_text("max_epsilon = 1.2\n", encoding="utf-8")
     assert run(*released).exit_code == 0
     verdict = Verdict.read(file.read_text(), key.public_key())
     assert verdict.releasable

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 _GUESSED = 20  # one canary of so many, unless told
 _MOST_RECORDS = 1000
-_NOTE = "A shadow copy was attacked and nothing was sent. This result comes from private data: keep it."
+_NOTE = (
+    "A shadow copy was attacked: nothing was sent and nothing spent. This result comes from "
+    "private data: keep it."
+)
+_PAID = (
+    "A shadow copy was attacked, and its ε is in the ledger. The file may be shown to others; what is "
+    "said of membership here may not: it comes from private data."
+)
 
 
 def audit(
@@ -127,7 +134,7 @@ def audit(
         print(json.dumps(document, indent=2, ensure_ascii=False))  # noqa: T201 - for programs
     else:
         _print(found, members, loaded.unit)
-        console.print(f"{verdict} {_NOTE}")
+        console.print(f"{verdict} {_PAID if release else _NOTE}")
     if found.contradicted:
         raise TrainingError(
             "The training here loses more privacy than is accounted for.",

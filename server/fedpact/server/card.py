@@ -50,7 +50,7 @@ def _header(study: Study) -> str:
     # A JSON string is a YAML string, whatever is in it.
     return (
         f"---\nbase_model: {json.dumps(study.model.base)}\nlibrary_name: peft\n"
-        f"pipeline_tag: {study.task.name}\ntags:\n- fedpact\n- federated-learning\n- lora\n"
+        f"pipeline_tag: text-classification\ntags:\n- {study.task.name}\n- fedpact\n- federated-learning\n- lora\n"
         + ("- differential-privacy\n" if study.is_private else "")
         + "---"
     )
@@ -137,12 +137,14 @@ def _audits(verdicts: Sequence[Verdict]) -> str:
 
 
 def _quality(study: Study, result: RunResult) -> str:
-    measured = [r for r in result.rounds if r.loss is not None and r.accuracy is not None]
+    measured = [r for r in result.rounds if r.loss is not None]
     lines = ["There was no public test set."]
     if measured:
         last = measured[-1]
         where = f"On the study's public test set, after round {last.round}"
-        lines = [f"{where}: loss {last.loss:.4f}, accuracy {last.accuracy:.4f}."]
+        found = {"loss": last.loss, **last.metrics}
+        numbers = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+        lines = [f"{where}: {numbers}."]
     if study.evaluation.site_metrics == "raw":
         lines.append(
             "Sites' own metrics were sent raw, NOT PRIVATE; they are not in this card."
