@@ -12,13 +12,15 @@ from sqlalchemy import Engine
 from fedpact.common import identity
 from fedpact.common.database import open_database
 from fedpact.common.errors import RunError, TrustError, UsageError, WireError
+from fedpact.common.transcript import COORDINATOR
+from fedpact.common.transcript_store import TranscriptStore, with_transcript
 from fedpact.common.verdict import Verdict
 from fedpact.server import releases, runs
 from fedpact.server.card import card
 from fedpact.server.conduct import conduct
 from fedpact.server.home import MIGRATIONS
 from fedpact.server.rounds import Terms
-from fedpact.server.tables import Institution, transaction
+from fedpact.server.tables import Institution, TranscriptRow, transaction
 from support import liar
 from support.round_fakes import FakeExchange
 from support.site_factory import INSTITUTION
@@ -132,6 +134,16 @@ def test_a_release_verifies_and_not_one_byte_of_it_can_be_changed(ended):
     (ended.folder / releases.CARD).unlink()
     with pytest.raises(TrustError):
         releases.verify(ended.folder, public)
+
+
+def test_what_was_released_is_in_the_transcript(ended):
+    store = TranscriptStore.of(TranscriptRow, COORDINATOR, KEY)
+    ended.engine = with_transcript(ended.engine, lambda: store)
+    made = ended.build()
+    with transaction(ended.engine) as session:
+        entry = store.newest(session)
+    assert (entry.kind, entry.body) == ("released", vars(made))
+    assert entry.is_signed_by(KEY.public_key())
 
 
 def test_a_release_of_another_signer_does_not_pass_with_less_in_it(ended):
