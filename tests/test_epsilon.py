@@ -35,6 +35,8 @@ WORDS = {
     "admission.py:_wrong": "words",
     "audit.py:audit": "words",
     "summary.py:_leaves": "words",
+    "comparison_report.py:_costs": "the remarks below the table say it, and are checked here",
+    "comparison_report.py:_tuning_remark": "words",
     "card.py:<module>": "words: the limits",
     "audit_cli.py:<module>": "words",
     "audit_cli.py:audit": "help texts; what it prints is in _verdict and _print",
@@ -51,6 +53,7 @@ FIELDS = {
     "statement.py:RunLine": "unit: the statement that it is a line of",
     "results.py:SiteResult": "unit: the result that it is a part of",
     "results.py:RunResult": "delta: each site's",
+    "cells.py:CellRound": "the cell that it is a round of",
     "planning.py:SitePlan": "the plan that it is a part of",
 }
 # Dictionaries that are no answer to anyone: studies that are made, values of `SitePlan`, receipts
