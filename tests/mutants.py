@@ -307,13 +307,14 @@ MUTANTS = (
         f"{_CLIENT}/private_metrics.py",
         "shares = 1 / np.bincount(owners)[owners]",
         "shares = np.ones(len(owners))",
-        "tests/client/test_private_metrics.py",
+        "tests/client/test_private_metrics.py::test_a_person_counts_once_whatever_they_wrote",
     ),
     Mutant(
         f"{_CLIENT}/private_metrics.py",
         "1.5 if study.evaluation.per_class else 0.5",
         "0.5",
-        "tests/client/test_private_metrics.py",
+        "tests/client/test_private_metrics.py::"
+        "test_one_unit_with_all_its_records_moves_all_sums_together_by_no_more",
     ),
     # The coordinator's own noise
     Mutant(

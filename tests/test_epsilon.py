@@ -26,10 +26,11 @@ WORDS = {
     "wire.py:UpdateHeader": "the study that its digest names has δ and unit",
     # Help texts and words, without a value.
     "dataset_cli.py:ledger": "the caption below the table says it, and is checked here",
-    "study.py:_fits_together": "words",
+    "study.py:_pays_for_metrics": "words",
     "study.py:promising": "what was asked for, and is no ε",
     "site.py:_answer": "that none holds",
     "up.py:insecure_randomness": "that none holds",
+    "planning.py:_metrics_line": "the caption of the table above it says it, and is checked here",
     "selftest.py:_check_agreement": "words",
     "ledger.py:_check_unit": "words: it says whose unit it is not",
     "admission.py:_wrong": "words",
