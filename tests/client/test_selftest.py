@@ -278,13 +278,13 @@ def test_under_rolora_each_factor_is_tested_in_the_first_round_that_trains_it(
     mechanism = site.plan(study, INSTITUTION)
     received = models.initial_weights(workbench.model(study).module, seed=3)
     for number in (1, 2):
-        workbench.fit(study, received, number)
+        workbench.fit(study, INSTITUTION, received, number)
         workbench.self_test(study, INSTITUTION, "r1", number, mechanism)
     with pytest.raises(selftest.TrainingError, match="does not move what"):
         workbench.self_test(study, INSTITUTION, "r2", 1, mechanism)  # A is what is made ready
     no_noise(monkeypatch)
     for number in (3, 4):  # neither is new
-        workbench.fit(study, received, number)
+        workbench.fit(study, INSTITUTION, received, number)
         workbench.self_test(study, INSTITUTION, "r1", number, mechanism)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpact.server.aggregation.factors import compress, lora_pairs, product_norm, stack
+from fedpact.server.aggregation.factors import compress, merge, product_norm, stack
 
 RANKS = st.lists(st.integers(1, 4), min_size=1, max_size=4)
 SIZES = st.integers(1, 9)
@@ -56,6 +56,13 @@ def test_the_norm_of_a_product_needs_no_product(case):
     )
 
 
-def test_pairs_are_found_by_their_names():
-    names = ("x.lora_A.weight", "head.bias", "x.lora_B.weight", "y.lora_B.weight")
-    assert lora_pairs(names) == [("x.lora_B.weight", "x.lora_A.weight")]
+@given(case=sums())
+def test_merging_loses_nothing_and_takes_no_more_factors_than_it_needs(case):
+    pairs, weights, total = case
+    b, a = merge(pairs, weights)
+    np.testing.assert_allclose(b @ a, total, atol=1e-9)
+    ranks = sum(x.shape[0] for _, x in pairs)
+    assert b.shape[1] == a.shape[0] <= min(*total.shape, ranks)
+    again = merge([(b, a), (b, -a)], [1.0, 1.0])
+    assert again[0].shape[1] == 1  # nothing is left, and a pair has one component at least
+    np.testing.assert_allclose(again[0] @ again[1], 0, atol=1e-9)

@@ -104,6 +104,7 @@ class FakeRecord:
 
     def __init__(self, stop_before: int | None = None) -> None:
         self.events: list[tuple[str, int]] = []
+        self.sent: dict[int, dict[str, str]] = {}
         self.answers: dict[int, dict[str, Answer]] = {}
         self.weights: dict[int, Weights] = {}
         self.seconds: dict[int, float] = {}
@@ -120,7 +121,10 @@ class FakeRecord:
     def admitted(self, number: int, institution: str, change: Weights, weight: float) -> None:
         self.admissions.setdefault(number, []).append((institution, change, weight))
 
-    def round_started(self, number: int, asked: AbstractSet[str]) -> None:
+    def round_started(
+        self, number: int, asked: AbstractSet[str], sent: Mapping[str, str] | None = None
+    ) -> None:
+        self.sent[number] = dict(sent or {})
         self.events.append(("started", number))
         self.answers[number] = dict.fromkeys(asked, Answer("asked"))
 

@@ -184,6 +184,7 @@ def audit(
     draws = 1 if of_persons else each
     rng = rng or SecureRandom()
     model = workbench.model(study)
+    models.set_rank(model.module, study.rank(institution))
     drawn = Canaries.draw(canaries, model.trained.size, rng)
     is_in = rng.random(canaries) < _FAIR
     most = int(_INTERFERENCE * np.sqrt(model.trained.size) / mechanism.sample_rate)

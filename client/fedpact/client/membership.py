@@ -162,6 +162,7 @@ def _losses_after(
 ) -> Scores:
     """Each record's loss, shape [N], after a whole run on the members (of all units) alone."""
     model, mechanism = workbench.model(study), plan(study, institution)
+    models.set_rank(model.module, study.rank(institution))
     how = LocalTraining.from_study(study, institution, mechanism, model.device)
     rate = study.sample_rate(institution)
     # Fewer than the study's, at the study's rate: a smaller batch, as much noise.

@@ -143,7 +143,7 @@ class Site:
         check_hours(policy, self.now())
         check_seed(policy, self.workbench.is_seeded)
         mechanism, release = plan(study, self.name), plan_metrics(study)
-        trained = self.workbench.fit(study, weights, request.round)
+        trained = self.workbench.fit(study, self.name, weights, request.round)
         self.workbench.self_test(study, self.name, request.run, request.round, mechanism)
         split = self.records(study, dataset)
         raw = study.evaluation.site_metrics == "raw" and policy.allow_site_metrics

@@ -70,7 +70,7 @@ def summary(home: ClientHome, shown: Shown, institution: str, role: str) -> dict
         "purpose": f"{study.study.purpose or 'none is given'} (use: {study.study.use})",
         "task": f"{study.task.name}: {study.task.kind.in_words(study.task)}",
         "base model": f"{study.model.base}, {_model_content(study)}",
-        "leaves a site": _leaves(study),
+        "leaves a site": _leaves(study, _rank(study, institution)),
         "privacy": _privacy(study),
     }
     if role == "data-holder":
@@ -101,7 +101,13 @@ def _model_content(study: Study) -> str:
     return f"SHA-256 {sha256}" if sha256 else "whatever it holds: the study names no SHA-256"
 
 
-def _leaves(study: Study) -> str:
+def _rank(study: Study, institution: str) -> int:
+    """The rank of its adapter; the study's where it does not take part."""
+    mine = [one.r for one in study.institutions if one.name == institution]
+    return next(iter(mine), None) or study.adapter.r
+
+
+def _leaves(study: Study, rank: int) -> str:
     rounds = study.training.rounds
     classes = ", and counts for each label," if study.evaluation.per_class else ""
     metrics = {
@@ -109,19 +115,20 @@ def _leaves(study: Study) -> str:
         "private": f"also noisy loss and accuracy{classes} on the site's own records, paid for from ε",
         "raw": "also loss and accuracy on the site's own records, NOT PRIVATE",
     }[study.evaluation.site_metrics]
-    return f"{rounds} times the change of {_tensors(study)}; {metrics}"
+    return f"{rounds} times the change of {_tensors(study, rank)}; {metrics}"
 
 
 def _size(institution: Institution) -> str:
     persons = f" of {institution.persons} persons" if institution.persons else ""
-    return f"{institution.records} records{persons}"
+    rank = f", LoRA rank {institution.r}" if institution.r else ""
+    return f"{institution.records} records{persons}{rank}"
 
 
-def _tensors(study: Study) -> str:
+def _tensors(study: Study, rank: int) -> str:
     """Which tensors a site sends, and how large they are together."""
     trained = {"LoRA's B": 0, "LoRA's A": 0, "the head": 0}
     try:
-        sizes = _sizes(study)
+        sizes = _sizes(study, rank)
     except ModelError as error:
         return f"the adapter's tensors (their size is not known here: {error})"
     for name in sizes:
@@ -133,7 +140,7 @@ def _tensors(study: Study) -> str:
     return f"{len(sizes)} tensors ({kinds}), {total:,} bytes{turns}"
 
 
-def _sizes(study: Study) -> Mapping[str, int]:
+def _sizes(study: Study, rank: int) -> Mapping[str, int]:
     import warnings
 
     import torch
@@ -143,11 +150,12 @@ def _sizes(study: Study) -> Mapping[str, int]:
     with warnings.catch_warnings():
         # What libraries say to their developers is not for the person who reads a study.
         warnings.simplefilter("ignore", FutureWarning)
-        parameters = models.adapter_parameters(models.build(study, torch.device("cpu")))
+        model = models.build(study, torch.device("cpu"))
+    adapter = models.get_adapter(model).manifest.of_rank(rank)
     rounds = (1, 2)  # whatever a method trains, it trains in one of them
     return {
-        name: parameter.numel()
-        for name, parameter in parameters.items()
+        name: size
+        for name, size in zip(adapter.names, adapter.sizes, strict=True)
         if any(study.trains(name, number) for number in rounds)
     }
 

@@ -55,7 +55,7 @@ class Workbench:
         self._device = device or models.choose_device()
         self._rng = rng
         self._model: Model | None = None
-        self._tested: set[tuple[str, LocalTraining, tuple[str, ...]]] = set()
+        self._tested: set[tuple[str, LocalTraining, Manifest]] = set()
 
     @property
     def is_seeded(self) -> bool:
@@ -85,11 +85,12 @@ class Workbench:
             self._model = Model(study.digest, built, tokenizer, trainer, adapter, self._device)
         return self._model
 
-    def fit(self, study: Study, weights: Weights, number: int) -> Manifest:
+    def fit(self, study: Study, institution: str, weights: Weights, number: int) -> Manifest:
         """Make the study's model ready for a round, before anything is spent on it.
 
         Args:
             study: whose model it is.
+            institution: whose rank the adapter has.
             weights: the adapter received, which must fit it.
             number: of the round, from 1.
 
@@ -100,9 +101,14 @@ class Workbench:
             ModelError: it does not fit.
         """
         model = self.model(study)
-        if weights.manifest != model.adapter:
+        rank, residual = study.rank(institution), set(weights.manifest.residual)
+        expected, names = model.adapter.of_rank(rank), weights.manifest.names
+        received = weights.manifest.select(name for name in names if name not in residual)
+        if received != expected or (residual and not study.aggregation.adds_to_base):
             misfit = "The adapter received does not fit the study's model."
             raise ModelError(misfit, told=misfit)
+        models.set_rank(model.module, rank)
+        models.require_fit(model.module, weights.manifest)
         models.set_trained(model.module, study, number)
         return model.trained
 
@@ -123,7 +129,7 @@ class Workbench:
         """
         model = self.model(study)
         how = LocalTraining.from_study(study, institution, mechanism, model.device)
-        test = (run, how, model.trained.names)
+        test = (run, how, model.trained)
         if test in self._tested:
             return
         with memory_errors():

@@ -1,7 +1,11 @@
-"""Adapter weights as they travel and as they are kept: one flat array and a manifest.
+r"""Adapter weights as they travel and as they are kept: one flat array and a manifest.
 
 The names are PEFT's own (`get_peft_model_state_dict`), so that an adapter saved here is an
 adapter that PEFT loads. Weights are float32 and little-endian on the wire and on disk.
+
+Beside LoRA's A and B a layer may have a *residual*, a second pair of factors that is frozen: what
+some methods add to the layer's own weight W after a round. The layer is then
+$W + \frac{\alpha}{r} (B_{res} A_{res} + BA)$.
 """
 
 import hashlib
@@ -21,6 +25,10 @@ from fedpact.common.errors import WireError
 _ORDER = "fedpact.order"
 
 FloatArray = npt.NDArray[np.float32]
+
+
+LORA_A, LORA_B = ".lora_A.", ".lora_B."
+RESIDUAL_A, RESIDUAL_B = ".residual_A.", ".residual_B."
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,21 @@ class Manifest:
         """SHA-256 of the manifest, in hexadecimal."""
         listing = json.dumps([self.names, self.shapes], separators=(",", ":"))
         return hashlib.sha256(listing.encode()).hexdigest()
+
+    @property
+    def residual(self) -> tuple[str, ...]:
+        """The names of what was added to the frozen weights."""
+        return tuple(n for n in self.names if RESIDUAL_A in n or RESIDUAL_B in n)
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """The names of B and A of every LoRA pair."""
+        found = [(n, n.replace(LORA_B, LORA_A)) for n in self.names if LORA_B in n]
+        return [(b, a) for b, a in found if a in self.names]
+
+    def of_rank(self, rank: int) -> Self:
+        """The same, with A and B of the first `rank` components where they have more."""
+        shapes = zip(self.names, self.shapes, strict=True)
+        return type(self)(self.names, tuple(_of_rank(n, s, rank) for n, s in shapes))
 
     def select(self, names: Iterable[str]) -> Self:
         """The manifest of some of the tensors, in this manifest's order."""
@@ -98,6 +121,19 @@ class Weights:
         kept = self.manifest.select(names).names
         tensors = self.tensors()
         return type(self).from_tensors({name: tensors[name] for name in kept})
+
+    def of_rank(self, rank: int) -> Self:
+        """The same, with A and B cut to their first `rank` components where they have more."""
+        manifest = self.manifest.of_rank(rank)
+        if manifest == self.manifest:
+            return self
+        kept = {
+            name: value[tuple(map(slice, shape))]
+            for (name, value), shape in zip(
+                self.tensors().items(), manifest.shapes, strict=True
+            )
+        }
+        return type(self).from_tensors(kept)
 
     def plus(self, change: Self) -> Self:
         """These weights with `change` added to the tensors that it names.
@@ -177,3 +213,22 @@ class Weights:
                 return cls.from_tensors({name: file.get_tensor(name) for name in names})
         except (SafetensorError, ValueError, TypeError) as error:
             raise WireError(f"{path} does not hold weights: {error}.") from error
+
+
+def first_values(manifest: Manifest, generator: np.random.Generator) -> Weights:
+    """A drawn as the weights of `nn.Linear` are (Hu et al. 2022), everything else zero."""
+    values = {}
+    for name, shape in zip(manifest.names, manifest.shapes, strict=True):
+        values[name] = np.zeros(shape, dtype=np.float32)
+        if LORA_A in name:
+            bound = shape[1] ** -0.5
+            values[name] = generator.uniform(-bound, bound, shape).astype(np.float32)
+    return Weights.from_tensors(values)
+
+
+def _of_rank(name: str, shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    if LORA_A in name:
+        return (min(shape[0], rank), *shape[1:])
+    if LORA_B in name:
+        return (shape[0], min(shape[1], rank))
+    return shape

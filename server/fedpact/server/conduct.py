@@ -130,6 +130,7 @@ def measure_of(study: Study, folder: Path, model: nn.Module) -> Measure | None:
     device = next(model.parameters()).device
 
     def measure(weights: Weights) -> Metrics:
+        models.set_rank(model, study.adapter.r)  # a simulation's sites share the model
         models.set_adapter(model, weights)
         return evaluate(model, records, task, pad_id=pad_id, device=device)
 

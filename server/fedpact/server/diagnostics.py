@@ -5,7 +5,8 @@ $\sum_k p_k B_k A_k$. What is lost is how the factors vary together,
 
 $$\sum_k p_k B_k A_k - \bar B \bar A = \sum_k p_k (B_k - \bar B)(A_k - \bar A),$$
 
-nothing where one of the two is the same at all sites. The right side is what is computed: of
+nothing where one of the two is the same at all sites. Factors of a lower rank are padded with zeros.
+The right side is what is computed: of
 stacked factors, never of matrices as large as a layer. All of it is a function of updates that
 have left the sites: it costs no privacy, and it changes nothing in the round.
 """
@@ -16,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedpact.common.adapter import FloatArray, Manifest, Weights
-from fedpact.server.aggregation.factors import Matrix, lora_pairs, product_norm, stack
+from fedpact.server.aggregation.factors import Matrix, product_norm, stack
+from fedpact.server.aggregation.sites import at_site, padded
 
 # What averaging loses is of all sites' factors at once; a round of more sites goes without.
 MOST_SITES = 64
@@ -46,6 +48,7 @@ class Examination:
 
     def __init__(self, before: Weights, trained: Manifest) -> None:
         self._before = before
+        self._trained = trained
         self._names = set(trained.names)
         self._directions = np.zeros(trained.size, dtype=np.float32)
         self._sites = self._moved = 0
@@ -56,7 +59,7 @@ class Examination:
         """Take one site's change; `weight` is its declared size."""
         self._sites += 1
         if norm := change.norm:
-            self._directions += change.flat * np.float32(1 / norm)
+            self._directions += padded(change, self._trained).flat * np.float32(1 / norm)
             self._moved += 1
         if self._sites > MOST_SITES:
             self._changes.clear()
@@ -84,7 +87,7 @@ class Examination:
         return averaging_loss(self._before, self._changes, self._weights)
 
     def _trains_both(self) -> bool:
-        pairs = lora_pairs(self._before.manifest.names)
+        pairs = self._before.manifest.pairs()
         return any(self._names.issuperset(pair) for pair in pairs)
 
 
@@ -99,9 +102,11 @@ def averaging_loss(
         weights: one for each site, not necessarily of sum 1.
     """
     shares = [weight / sum(weights) for weight in weights]
-    sites = [before.plus(change).tensors() for change in changes]
+    pairs = before.manifest.pairs()
+    factors = before.manifest.select(name for pair in pairs for name in pair)
+    sites = [padded(at_site(before, change), factors).tensors() for change in changes]
     lost = whole = 0.0
-    for b, a in lora_pairs(before.manifest.names):
+    for b, a in pairs:
         bs, of_as = _stacked(site[b] for site in sites), _stacked(site[a] for site in sites)
         lost += _norm(_centred(bs, shares), _centred(of_as, shares), shares) ** 2
         whole += _norm(bs, of_as, shares) ** 2

@@ -68,9 +68,10 @@ def recompute(entries: Iterable[Entry], artifacts: Path) -> Recomputed:
         body: Any = entry.body
         if entry.kind == "run-started":
             runs[body["run"]] = _Run(Study.from_canonical(body["study"]))
+        elif entry.kind == "round-started" and "sent" in body:
+            _cut_again(body, runs.get(body["run"]), artifacts, _what(entry))
         elif entry.kind == "aggregated":
-            what = f"Entry {entry.number} of {entry.author}"
-            what += f" (run {body['run']}, round {body['round']})"
+            what = _what(entry)
             if (run := runs.get(body["run"])) is None:
                 raise AuditError(f"{what} is of a run that was never started.")
             if run.study.aggregation.noise_multiplier:
@@ -79,6 +80,24 @@ def recompute(entries: Iterable[Entry], artifacts: Path) -> Recomputed:
             _again(body, run, artifacts, what)
             rounds += 1
     return Recomputed(rounds, noised)
+
+
+def _what(entry: Entry) -> str:
+    body: Any = entry.body
+    return f"Entry {entry.number} of {entry.author} (run {body['run']}, round {body['round']})"
+
+
+def _cut_again(body: Any, run: _Run | None, artifacts: Path, what: str) -> None:
+    """Each site of a lower rank was sent the first components of the round's adapter."""
+    if run is None:
+        raise AuditError(f"{what} is of a run that was never started.")
+    adapter = _kept(body["adapter"], artifacts, what)
+    for name, weights in aggregation.sent(run.study, adapter, body["sent"]).items():
+        if weights.digest != body["sent"][name]:
+            raise AuditError(
+                f"{what} does not fit: {name} was sent another adapter than the round's, cut to its "
+                "rank."
+            )
 
 
 def _again(body: Any, run: _Run, artifacts: Path, what: str) -> None:
@@ -108,7 +127,7 @@ def _again(body: Any, run: _Run, artifacts: Path, what: str) -> None:
 def _is_of_this_build(study: Study) -> bool:
     """Whether another BLAS or LAPACK may round the last bit otherwise."""
     asked = study.aggregation
-    return asked.method in ("fedsvd", "flexlora") or asked.clip_norm is not None
+    return asked.method == "fedsvd" or asked.keeps_factors or asked.clip_norm is not None
 
 
 def _kept(digest: str, artifacts: Path, what: str) -> Weights:

@@ -106,8 +106,16 @@ class Record(Protocol):
         """The run begins, or goes on, with the adapter at these weights."""
         ...
 
-    def round_started(self, number: int, asked: AbstractSet[str]) -> None:
-        """A round begins and these institutions were asked."""
+    def round_started(
+        self, number: int, asked: AbstractSet[str], sent: Mapping[str, str] | None = None
+    ) -> None:
+        """A round begins and these institutions were asked.
+
+        Args:
+            number: of the round, from 1.
+            asked: the institutions.
+            sent: to whom the adapter does not go whole, the digest of what goes there.
+        """
         ...
 
     def admitted(self, number: int, institution: str, change: Weights, weight: float) -> None:
@@ -241,11 +249,16 @@ class Conductor:
     ) -> Standing:
         # From here: those who were asked have the whole deadline, however long others took.
         started = self.clock()
-        request = self._request(number, before.adapter)
-        self.record.round_started(number, asked)
-        self.exchange.ask(dict.fromkeys(sorted(asked), request))
+        adapters = aggregation.sent(self.study, before.adapter, asked)
+        digests = {name: weights.digest for name, weights in adapters.items()}
+        packets = {w.digest: self._request(number, w) for w in set(adapters.values())}
+        requests = {name: packets[digest] for name, digest in digests.items()}
+        whole = before.adapter.digest
+        cut = {name: digest for name, digest in digests.items() if digest != whole}
+        self.record.round_started(number, asked, cut)
+        self.exchange.ask(requests)
         self._measure(unmeasured, before.adapter)
-        after, diagnosis = self._collect(number, before, asked, started, request)
+        after, diagnosis = self._collect(number, before, adapters, started, requests)
         seconds = self.clock() - started
         self.record.round_ended(number, after.adapter, seconds, after.state, diagnosis)
         return after
@@ -307,33 +320,23 @@ class Conductor:
         self,
         number: int,
         before: Standing,
-        asked: AbstractSet[str],
+        adapters: Mapping[str, Weights],
         started: float,
-        request: wire.Packet,
+        requests: Mapping[str, wire.Packet],
     ) -> tuple[Standing, Diagnosis]:
         """Aggregate the round's updates as they come."""
         trained = aggregation.trained_manifest(self.study, before.adapter.manifest, number)
-        expected = Expected(
-            self.run,
-            number,
-            self.study.digest,
-            trained,
-            self.study.evaluation.site_metrics,
-            self.study.training.local_steps,
-            self.study.privacy.target_epsilon if self.study.is_private else None,
-            self.study.classes_measured,
-        )
         total = aggregation.Round(self.study, before, number, self._clipping)
         examination = Examination(before.adapter, trained)
         quorum, deadline = self.study.federation.quorum, self.study.federation.deadline_seconds
-        pending, away, counted = set(asked), set[str](), 0
+        pending, away, counted = set(requests), set[str](), 0
         while pending:
             for name, packet in self.exchange.replies().items():
                 if name not in pending:
                     continue
                 pending.discard(name)
                 away.discard(name)
-                outcome = admit(packet, expected)
+                outcome = admit(packet, self._expected(number, adapters[name]))
                 if isinstance(outcome, Admitted):
                     weight = self.study.size(self.study.institution(name))
                     self.record.admitted(number, name, outcome.change, weight)
@@ -343,7 +346,7 @@ class Conductor:
                 self.record.answered(number, name, _answer(outcome, packet))
             away |= pending & self.exchange.lost(pending - away)
             if counted + len(pending - away) < quorum <= counted + len(pending):
-                away -= self._ask_again(away, request)
+                away -= self._ask_again(away, requests)
             else:
                 self._give_up(number, away)
                 pending -= away
@@ -361,11 +364,26 @@ class Conductor:
             )
         return total.result(), examination.result()
 
-    def _ask_again(self, away: AbstractSet[str], request: wire.Packet) -> AbstractSet[str]:
+    def _expected(self, number: int, adapter: Weights) -> Expected:
+        """What the reply of a site that was sent this adapter must fit."""
+        return Expected(
+            self.run,
+            number,
+            self.study.digest,
+            aggregation.trained_manifest(self.study, adapter.manifest, number),
+            self.study.evaluation.site_metrics,
+            self.study.training.local_steps,
+            self.study.privacy.target_epsilon if self.study.is_private else None,
+            self.study.classes_measured,
+        )
+
+    def _ask_again(
+        self, away: AbstractSet[str], requests: Mapping[str, wire.Packet]
+    ) -> AbstractSet[str]:
         """Ask those of the lost that are back; who they are."""
         back = away & self.exchange.present() if away else away
         if back:
-            self.exchange.ask_again(dict.fromkeys(sorted(back), request))
+            self.exchange.ask_again({name: requests[name] for name in sorted(back)})
         return back
 
     def _give_up(self, number: int, away: AbstractSet[str]) -> None:

@@ -174,7 +174,9 @@ class RunRecord:
             terms = {"study_digest": study.digest, "study": study.canonical()}
             write(session, "run-started", {"run": self._run, "adapter": self._adapter, **terms})
 
-    def round_started(self, number: int, asked: AbstractSet[str]) -> None:
+    def round_started(
+        self, number: int, asked: AbstractSet[str], sent: Mapping[str, str] | None = None
+    ) -> None:
         """A round begins and these institutions were asked."""
         with transaction(self._engine) as session:
             session.add(RoundRow(run=self._run, number=number, started_at=datetime.now(UTC)))
@@ -183,7 +185,9 @@ class RunRecord:
                 for name in sorted(asked)
             )
             self._added = []
-            now = {"adapter": self._adapter, "asked": sorted(asked)}
+            now: dict[str, Json] = {"adapter": self._adapter, "asked": sorted(asked)}
+            if sent:
+                now["sent"] = dict(sent)
             write(session, "round-started", {"run": self._run, "round": number, **now})
         with logs.about(round=number):
             log.info("round %d: %d sites are asked", number, len(asked))

@@ -152,8 +152,10 @@ def deal(
     except ValueError as error:
         raise UsageError(f"{error}") from error
     institutions = tuple(
-        _institution(shard, sector, owners)
-        for shard, sector in zip(shards, itertools.cycle(_SECTORS), strict=False)
+        _institution(shard, sector, rank, owners)
+        for shard, sector, rank in zip(
+            shards, itertools.cycle(_SECTORS), itertools.cycle(_ranks(study)), strict=False
+        )
     )
     quorum = min(study.federation.quorum, len(shards))
     study = study.model_copy(
@@ -190,11 +192,18 @@ def _read(what: _Reading) -> tuple[tabular.Table, dict[str, list[str]], EncodedR
     return table, rows, task.encode(processor, rows, what.max_length)
 
 
-def _institution(shard: Shard, sector: Sector, owners: Sequence[str] | None) -> Institution:
+def _ranks(study: Study) -> Sequence[int | None]:
+    """The ranks of the study's institutions, which the simulated ones take in turn."""
+    return [one.r for one in study.institutions] or [None]
+
+
+def _institution(
+    shard: Shard, sector: Sector, rank: int | None, owners: Sequence[str] | None
+) -> Institution:
     persons = None if owners is None else len({owners[i].strip() for i in shard.indices})
     try:
         return Institution(
-            name=shard.name, sector=sector, records=len(shard.indices), persons=persons
+            name=shard.name, sector=sector, records=len(shard.indices), persons=persons, r=rank
         )
     except ValidationError as error:
         why = error.errors()[0]["msg"]

@@ -6,13 +6,15 @@ mean of clipped updates with noise, or one of `robust`. A *server optimiser*, if
 takes one site's change with its public weight as it comes, `result` gives the adapter after.
 
 The mean keeps nothing but a running sum, so memory does not grow with the number of sites.
-Robust rules (but norm bounding) and `flexlora` must see all updates at once and keep them.
+Robust rules (but norm bounding) and methods that need all sites' factors must see all updates at
+once and keep them.
 
 A result is a function of the adapter before, the optimiser's state, and the updates in the
 order in which they came, to the bit: an audit can make a round again of what was stored. Only the
 coordinator's own noise cannot be drawn again.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import cast
@@ -52,7 +54,7 @@ class Round:
         self, study: Study, before: Standing, number: int, clipping: Clipping | None = None
     ) -> None:
         self._stepped: Stepped | None = None
-        rule = _rule(study, trained_manifest(study, before.adapter.manifest, number), clipping)
+        rule = _rule(study, _averaged(study, before.adapter.manifest, number), clipping)
         if study.aggregation.server_optimizer != "none":
             rule = self._stepped = Stepped(rule, study.aggregation, before.state)
         module = import_module(f"{__name__}.{_module(study.aggregation.method)}")
@@ -72,9 +74,28 @@ class Round:
         return Standing(adapter, self._stepped.state if self._stepped else None)
 
 
+def sent(study: Study, adapter: Weights, names: Iterable[str]) -> dict[str, Weights]:
+    """What each institution is sent of an adapter: as much as its rank holds, by sorted names.
+
+    Institutions of one rank share one object.
+    """
+    ranks = {name: study.rank(name) for name in sorted(names)}
+    cut = {rank: adapter.of_rank(rank) for rank in set(ranks.values())}
+    return {name: cut[rank] for name, rank in ranks.items()}
+
+
 def trained_manifest(study: Study, adapter: Manifest, number: int) -> Manifest:
     """Which of the adapter's tensors sites train in a round."""
     return adapter.select(name for name in adapter.names if study.trains(name, number))
+
+
+def _averaged(study: Study, adapter: Manifest, number: int) -> Manifest:
+    """What the rule is for: all that is trained, but for factors of which the method takes all."""
+    trained = trained_manifest(study, adapter, number)
+    if not study.aggregation.keeps_factors:
+        return trained
+    factors = {name for pair in adapter.pairs() for name in pair}
+    return trained.select(name for name in trained.names if name not in factors)
 
 
 def _rule(study: Study, trained: Manifest, clipping: Clipping | None) -> Rule:

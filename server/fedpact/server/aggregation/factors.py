@@ -15,16 +15,9 @@ import numpy.typing as npt
 from fedpact.common.adapter import Weights
 
 Matrix = npt.NDArray[np.float64]
+_ROUNDING = 1e-12
 # B of shape [d_out, r] and A of shape [r, d_in], in this order.
 Pair = tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]
-
-
-def lora_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
-    """The names of B and A of every LoRA pair among an adapter's tensors."""
-    pairs = [
-        (name, name.replace(".lora_B.", ".lora_A.")) for name in names if ".lora_B." in name
-    ]
-    return [(b, a) for b, a in pairs if a in names]
 
 
 def with_tensors(weights: Weights, values: Mapping[str, npt.NDArray[np.floating]]) -> Weights:
@@ -73,19 +66,46 @@ def compress(
         A given), as far as there are that many dimensions; the largest value of each is
         positive.
     """
-    left, right = stack(pairs, weights)
-    left_basis, left_core = np.linalg.qr(left)
-    right_basis, right_core = np.linalg.qr(right.T)
-    u, singular, vt = np.linalg.svd(left_core @ right_core.T)
+    left, singular, right = _decompose(pairs, weights)
     b = np.zeros((left.shape[0], rank))
     a = np.zeros((rank, right.shape[1]))
     kept = min(rank, len(singular))
-    b[:, :kept] = (left_basis @ u[:, :kept]) * singular[:kept]
-    rows = vt[:rank] @ right_basis.T
+    b[:, :kept] = left[:, :kept] * singular[:kept]
+    rows = right[:rank]
     a[: len(rows)] = rows
     signs = np.sign(np.take_along_axis(a, np.abs(a).argmax(axis=1)[:, None], axis=1))
     signs[signs == 0] = 1.0
     return b * signs.T, a * signs
+
+
+def merge(pairs: Sequence[Pair], weights: Sequence[float]) -> tuple[Matrix, Matrix]:
+    r"""$\sum_k w_k B_k A_k$ by as few factors as hold it: 1 at least, min(d_out, d_in) at most.
+
+    What is left out is rounding: below $10^{-12}$ of $\sum_k w_k \|B_k\| \|A_k\|$.
+
+    Returns:
+        $U \sqrt\Sigma$ of shape [d_out, R] and $\sqrt\Sigma V^\top$ of shape [R, d_in].
+    """
+    left, singular, right = _decompose(pairs, weights)
+    norms = [np.linalg.norm(b) * np.linalg.norm(a) for b, a in pairs]
+    kept = max(1, int(np.sum(singular > _ROUNDING * np.dot(weights, norms))))
+    roots = np.sqrt(singular[:kept])
+    return left[:, :kept] * roots, right[:kept] * roots[:, None]
+
+
+def _decompose(
+    pairs: Sequence[Pair], weights: Sequence[float] | None
+) -> tuple[Matrix, Matrix, Matrix]:
+    r"""The decomposition $U \Sigma V^\top$ of a weighted sum of products.
+
+    Returns:
+        U of shape [d_out, n], the n singular values, V^T of shape [m, d_in] with m at least n.
+    """
+    left, right = stack(pairs, weights)
+    left_basis, left_core = np.linalg.qr(left)
+    right_basis, right_core = np.linalg.qr(right.T)
+    u, singular, vt = np.linalg.svd(left_core @ right_core.T)
+    return left_basis @ u[:, : len(singular)], singular, vt @ right_basis.T
 
 
 def product_norm(left: Matrix, right: Matrix) -> float:

@@ -17,7 +17,7 @@ each coordinate by itself, as AdamW does, that the basis matters.
 
 from fedpact.common.adapter import Weights
 from fedpact.server.aggregation import fedavg
-from fedpact.server.aggregation.factors import compress, lora_pairs, with_tensors
+from fedpact.server.aggregation.factors import compress, with_tensors
 
 
 class Round(fedavg.Round):
@@ -31,7 +31,7 @@ class Round(fedavg.Round):
         """
         mean = super().result()
         tensors, refactored = mean.tensors(), {}
-        for b, a in lora_pairs(mean.manifest.names):
+        for b, a in mean.manifest.pairs():
             rank = tensors[a].shape[0]
             refactored[b], refactored[a] = compress([(tensors[b], tensors[a])], rank)
         return with_tensors(mean, refactored)
