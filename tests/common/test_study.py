@@ -253,8 +253,16 @@ def test_other_institutions_are_checked_again():
     [
         ({"method": "fedavg", "robust": "median"}, "need not be near in BA"),
         ({"method": "flexlora", "robust": "krum"}, "need not be near in BA"),
-        ({"method": "fedsvd", "server_optimizer": "adam"}, "changes the basis"),
-        ({"method": "flexlora", "server_optimizer": "momentum"}, "changes the basis"),
+        ({"method": "fedsvd", "server_optimizer": "adam"}, "of another basis"),
+        *(
+            choice
+            for method in ("flexlora", "fedex-lora", "flora", "hetlora")
+            for choice in (
+                ({"method": method, "robust": "median"}, "need not be near in BA"),
+                ({"method": method, "server_optimizer": "momentum"}, "of another basis"),
+                ({"method": method, "clip_norm": 1.0}, "would not reach them"),
+            )
+        ),
         ({"robust": "norm-bounding"}, "`norm_bound`"),
         ({"robust": "median", "norm_bound": 1.0}, "`norm_bound`"),
         ({"server_learning_rate": 0.5}, "needs a `server_optimizer`"),
@@ -271,6 +279,36 @@ def test_an_aggregation_that_cannot_work_is_shown_where_it_stands(tmp_path):
     text = FILE + '\n[aggregation]\nmethod = "fedavg"\nrobust = "krum"\n'
     (problem,) = problems(tmp_path, text)
     assert problem.startswith("line 23: aggregation: `robust` needs a method")
+
+
+def of_ranks(method, *ranks, r=8):
+    institutions = [
+        {"name": f"Site {n}", "sector": "academia", "records": 1000, **({"r": k} if k else {})}
+        for n, k in enumerate(ranks)
+    ]
+    return a_study(adapter={"r": r}, aggregation={"method": method}, institutions=institutions)
+
+
+@pytest.mark.parametrize("method", ["flora", "flexlora", "hetlora"])
+def test_institutions_may_have_lower_ranks_where_the_method_says_how_they_meet(method):
+    study = of_ranks(method, 2, 8, None)
+    assert [study.rank(one.name) for one in study.institutions] == [2, 8, 8]
+    with pytest.raises(
+        ValueError, match=r"Site 0 has rank 9, but `adapter\.r`, the highest, is 8"
+    ):
+        of_ranks(method, 9, 8)
+
+
+@pytest.mark.parametrize("method", ["ffa-lora", "fedavg", "fedsvd", "rolora", "fedex-lora"])
+def test_elsewhere_all_have_the_same_rank(method):
+    of_ranks(method, 8, None)
+    with pytest.raises(ValueError, match="needs the same rank at all institutions"):
+        of_ranks(method, 8, 4)
+
+
+def test_what_is_added_to_the_frozen_weights_is_trained_by_nobody():
+    for part in ("residual_A", "residual_B"):
+        assert not of_ranks("flora", 8).trains(f"x.{part}.weight", 1)
 
 
 def test_a_quorum_that_is_large_enough_makes_a_robust_rule_possible():

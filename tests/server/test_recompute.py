@@ -31,6 +31,9 @@ CHOICES = [
     {"method": "fedsvd"},
     {"method": "rolora"},
     {"method": "flexlora"},
+    {"method": "fedex-lora"},
+    {"method": "flora"},
+    {"method": "hetlora"},
     {"robust": "geometric-median"},
     {"robust": "centred-clipping", "norm_bound": 0.5},
     {"method": "rolora", "server_optimizer": "yogi"},
@@ -133,8 +136,14 @@ def test_an_adapter_that_is_not_the_aggregate_is_found(entries, tmp_path, change
 def conducted(engine, tmp_path):
     """Conduct a run; the entries of its transcript, and the folder of what was kept."""
 
-    def conduct(choice):
-        study = study_among(*NAMES, aggregation=choice, federation={"quorum": 3})
+    def conduct(choice, ranks=(None, None, None)):
+        study = study_among(
+            *NAMES, adapter={"r": 2}, aggregation=choice, federation={"quorum": 3}
+        )
+        institutions = zip(study.institutions, ranks, strict=True)
+        study = study.with_institutions(
+            tuple(one.model_copy(update={"r": rank}) for one, rank in institutions)
+        )
         run = runs.create(engine, study, tmp_path)
         record = runs.RunRecord(engine, run, tmp_path)
         sites = {name: drawn(number) for number, name in enumerate(NAMES)}
@@ -153,6 +162,21 @@ def conducted(engine, tmp_path):
 def test_every_way_to_aggregate_comes_out_again(conducted, choice):
     entries, artifacts = conducted(choice)
     assert recompute(entries, artifacts) == Recomputed(3, 0)
+
+
+@pytest.mark.parametrize("method", ["flora", "flexlora", "hetlora"])
+def test_what_sites_of_lower_ranks_were_sent_is_written_down_and_comes_out_too(
+    conducted, method
+):
+    entries, artifacts = conducted({"method": method}, ranks=(1, None, 2))
+    assert recompute(entries, artifacts) == Recomputed(3, 0)
+    started = [n for n, entry in enumerate(entries) if entry.kind == "round-started"]
+    assert [list(entries[n].body["sent"]) for n in started] == [["A"]] * 3
+    second = entries[started[1]]
+    forged = {**second.body, "sent": {"A": "0" * 64}}
+    entries[started[1]] = replace(second, body=forged)
+    with pytest.raises(AuditError, match=r"round 2.* A was sent another adapter"):
+        recompute(entries, artifacts)
 
 
 def test_rounds_with_noise_that_nobody_can_draw_again_are_counted_apart(conducted):

@@ -559,3 +559,41 @@ def test_a_robust_rule_bears_a_site_that_a_mean_would_not():
     record, weights = conduct(FakeExchange(far_off), aggregation={"robust": "median"}, quorum=3)
     assert record.states(1)["C"] == "updated"
     assert trained_mean(weights) == pytest.approx(0.5 + 3)
+
+
+# Institutions of unlike ranks
+
+
+def of_ranks(*ranks) -> dict:
+    one = {"sector": "academia", "records": 1000}
+    return {
+        "adapter": {"r": 2},
+        "aggregation": {"method": "flora"},
+        "institutions": [{"name": n, "r": r, **one} for n, r in zip(NAMES, ranks, strict=True)],
+    }
+
+
+def test_each_site_is_sent_what_its_rank_holds_also_when_it_is_asked_again():
+    exchange = FakeExchange(everyone(), returning=["A"])
+    record, _ = conduct(exchange, quorum=3, **of_ranks(1, 2, 1))
+    for packets in exchange.asked:
+        for name, packet in packets.items():
+            tensors = wire.unpack(packet)[1].tensors()
+            shapes = [t.shape for n, t in tensors.items() if ".lora_" in n]
+            assert shapes == ([(2, 4), (4, 2)] if name == "B" else [(1, 4), (4, 1)])
+    assert exchange.asked[0]["A"] == exchange.asked[1]["A"]
+    for number in (1, 2, 3):
+        assert record.states(number) == dict.fromkeys(NAMES, "updated")
+        assert set(record.sent[number]) == {"A", "C"}
+    sent = wire.unpack(exchange.asked[0]["A"])[1]
+    assert record.sent[1]["A"] == sent.digest != START.digest
+
+
+def test_an_update_of_another_rank_than_the_sites_is_rejected():
+    def whole(packet):
+        asked = liar.Asked.of(packet)
+        return asked.update(START.select(asked.trained.names))
+
+    record, _ = conduct(FakeExchange(everyone(C=whole)), **of_ranks(1, 2, 1))
+    assert record.states(1) == {"A": "updated", "B": "updated", "C": "rejected"}
+    assert "shape" in record.answers[1]["C"].reason

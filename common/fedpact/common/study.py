@@ -274,11 +274,7 @@ class Aggregation(Section):
                 "trains both: the same adapter has many factors, and what is near in A and in B "
                 "need not be near in BA; take ffa-lora, fedsvd or rolora"
             )
-        if self.server_optimizer != "none" and self.method not in (
-            "ffa-lora",
-            "rolora",
-            "fedavg",
-        ):
+        if self.server_optimizer != "none" and (self.method == "fedsvd" or self.keeps_factors):
             raise ValueError(
                 f"`server_optimizer` cannot go with {self.method}, after whose rounds A and B are "
                 "others than the mean of what was sent: what the optimiser remembers would be of "
@@ -316,12 +312,12 @@ class Aggregation(Section):
     @property
     def trains_both(self) -> bool:
         """Whether sites train A and B in one round."""
-        return self.method not in ("ffa-lora", "fedsvd", "rolora")
+        return self.keeps_factors or self.method == "fedavg"
 
     @property
     def keeps_factors(self) -> bool:
         """Whether the method needs all sites' A and B at once: a running mean would not do."""
-        return self.trains_both and self.method != "fedavg"
+        return self.method in ("flexlora", "fedex-lora", "flora", "hetlora")
 
     @property
     def adds_to_base(self) -> bool:
