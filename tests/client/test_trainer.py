@@ -100,8 +100,10 @@ def seeded(seed=0):
     return np.random.default_rng(seed)
 
 
-def full_batch_steps(model, received, records, how):
+def full_batch_steps(model, received, records, how, anchor=None):
     """The same by hand: full-batch steps with one padded batch and a mean loss."""
+    models.set_adapter(model, anchor or received)
+    places = [p.detach().clone() for p in model.parameters() if p.requires_grad]
     models.set_adapter(model, received)
     kind = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[how.optimizer]
     optimizer = kind(
@@ -113,6 +115,8 @@ def full_batch_steps(model, received, records, how):
     labels = batch.pop("labels")
     for _ in range(how.steps):
         functional.cross_entropy(model(**batch).logits, labels).backward()
+        for parameter, place in zip(optimizer.param_groups[0]["params"], places, strict=True):
+            parameter.grad += how.proximal * (parameter.detach() - place)
         optimizer.step()
         optimizer.zero_grad()
     return models.get_adapter(model).flat - received.flat
@@ -139,6 +143,35 @@ def test_the_private_way_is_the_same_where_nothing_is_clipped_and_noise_is_tiny(
     expected = full_batch_steps(model, received, records, how)
     np.testing.assert_allclose(got.change.flat, expected, atol=1e-5)
     assert got.ran == how.mechanism
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("is_private", [False, True])
+def test_a_proximal_term_is_added_to_the_gradient(base, optimizer, is_private):
+    model, _, trainer = setting(base)
+    received, anchor, records = some_adapter(model), some_adapter(model, 1), some_records(9)
+    how = replace(PLAIN, batch_size=9, optimizer=optimizer, learning_rate=0.01, proximal=3.0)
+    asked = how
+    if is_private:
+        asked = replace(dp(how, noise=1e-9, rate=1.0), max_grad_norm=100.0)
+    for place in (None, anchor):
+        got = trainer.train(received, records, asked, anchor=place)
+        expected = full_batch_steps(model, received, records, how, place)
+        np.testing.assert_allclose(got.change.flat, expected, atol=1e-4)
+    free = trainer.train(received, records, replace(asked, proximal=0.0))
+    assert not np.allclose(free.change.flat, got.change.flat, atol=1e-3)
+
+
+def test_a_proximal_term_is_neither_clipped_nor_noised_nor_divided(base):
+    """It holds no data: what a record may move is as it is without."""
+    model, _, trainer = setting(base)
+    received, anchor, records = some_adapter(model), some_adapter(model, 1), some_records(9)
+    how = replace(dp(PLAIN, noise=2.0, rate=0.5), max_grad_norm=1e-3)
+    how = replace(how, steps=1, mechanism=replace(how.mechanism, steps=1))
+    free = trainer.train(received, records, how, seeded())
+    pulled = trainer.train(received, records, replace(how, proximal=3.0), seeded(), anchor)
+    pull = -how.learning_rate * 3.0 * (received.flat - anchor.flat)
+    np.testing.assert_allclose(pulled.change.flat - free.change.flat, pull, atol=1e-6)
 
 
 def test_plain_batches_have_the_size_asked_for(base):

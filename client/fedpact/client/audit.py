@@ -259,7 +259,9 @@ class _ShadowTraining:
     ) -> None:
         how = LocalTraining.from_study(study, institution, mechanism, model.device)
         # Under plain SGD of rate 1 the change is the released sum itself.
-        self._how = replace(how, optimizer="sgd", learning_rate=1.0, weight_decay=0.0)
+        self._how = replace(
+            how, optimizer="sgd", learning_rate=1.0, weight_decay=0.0, proximal=0.0
+        )
         self._start = models.initial_weights(model.module, study.training.seed)
         self._canaries = canaries
         numbers, first = np.repeat(np.flatnonzero(is_in), each), len(records)

@@ -8,6 +8,7 @@
     policy.toml     what the institution allows; read here only
     cache/          tokenised records
     outbox/         the last packets that left, for requests that come twice
+    runs/           of each run, the adapter last received and what is personal here
     up.lock         held by the daemon while it serves
     status.json     what the daemon says of itself; only while it serves
 
@@ -112,6 +113,11 @@ class ClientHome:
         return self.folder / "outbox"
 
     @property
+    def runs(self) -> Path:
+        """Of each run, the adapter last received and what is personal here."""
+        return self.folder / "runs"
+
+    @property
     def lock(self) -> Path:
         """Held by the daemon that serves."""
         return self.folder / "up.lock"
@@ -127,7 +133,7 @@ class ClientHome:
         Raises:
             StorageError: they cannot be made.
         """
-        for folder in (self.folder, self.cache, self.outbox):
+        for folder in (self.folder, self.cache, self.outbox, self.runs):
             private_folder(folder)
 
     def open_database(self) -> Engine:

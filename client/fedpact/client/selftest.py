@@ -211,6 +211,7 @@ def _check_noise(probe: _Probe, mechanism: SubsampledGaussian) -> None:
         mechanism=empty,
         optimizer="sgd",
         weight_decay=0.0,
+        proximal=0.0,  # it would draw the noise of one step back in the next
         learning_rate=_noise_rate(probe.how, mechanism.noise_multiplier),
     )
     change = probe.change(how).flat.astype(np.float64)

@@ -6,8 +6,8 @@ it, and this institution has signed exactly it; a run is of one study, and its r
 it, at this hour. (5) The data set and the base model are at hand, the adapter fits, and training
 stands its self-test.
 (6) The ledger reserves what the round costs, durably. (7) Private metrics, then training.
-(8) The ledger settles. (9) The gate checks, waits for a person where the policy says so, writes
-down and releases, if the institution still agrees.
+(8) The ledger settles, and what is personal is kept. (9) The gate checks, waits for a person
+where the policy says so, writes down and releases, if the institution still agrees.
 
 What fails on the way becomes a refusal with its reason; nothing that fails before (6) costs
 any privacy.
@@ -21,10 +21,12 @@ from datetime import UTC, datetime
 from traceback import format_tb
 from typing import Literal
 
+from fedpact.client import personal
 from fedpact.client.datasets import Dataset
 from fedpact.client.gate import Allowed, Gate
 from fedpact.client.held import StoppingError
 from fedpact.client.ledger import AlreadyReservedError, Ledger, Reservation
+from fedpact.client.personal import Kept, RunFolder
 from fedpact.client.policy import Policy
 from fedpact.client.policy_check import check, check_hours, check_seed
 from fedpact.client.validation import Split
@@ -78,6 +80,7 @@ class Site:
         policy: reads the site's own rules, anew for each request.
         ledger: what its data sets have spent.
         gate: the only door out.
+        runs: what stays here of each run.
         workbench: the resident model.
         now: the moment, on the site's own clock.
         pause: waits so many seconds; whether the site is to stop.
@@ -90,6 +93,7 @@ class Site:
     policy: Callable[[], Policy]
     ledger: Ledger
     gate: Gate
+    runs: RunFolder
     workbench: Workbench
     now: Callable[[], datetime] = lambda: datetime.now(UTC).astimezone()
     pause: Callable[[float], bool] = _sleep
@@ -146,12 +150,15 @@ class Site:
         trained = self.workbench.fit(study, self.name, weights, request.round)
         self.workbench.self_test(study, self.name, request.run, request.round, mechanism)
         split = self.records(study, dataset)
+        kept = self.runs.before(request.run, request.round)
+        first = self.workbench.model(study).first
+        start = personal.whole(study, first, weights, kept)
         raw = study.evaluation.site_metrics == "raw" and policy.allow_site_metrics
-        metrics = self.workbench.measure(study, weights, split.validation) if raw else None
+        metrics = self.workbench.measure(study, start, split.validation) if raw else None
         reservation = self._reserve(request, study, dataset, mechanism, release, policy)
         if release is not None:
             metrics = self.workbench.measure_privately(
-                study, self.name, weights, split.validation, release
+                study, self.name, start, split.validation, release
             )
         log.info("run %s round %d: training", request.run, request.round)
         if self.workbench.is_seeded:
@@ -159,8 +166,13 @@ class Site:
                 "run %s round %d: INSECURE: noise comes from a seed, and no ε holds",
                 *(request.run, request.round),
             )
-        result = self.workbench.train(study, self.name, weights, split.training, mechanism)
+        result = self.workbench.train(study, self.name, start, split.training, mechanism)
         self.ledger.settle(reservation, result.steps)
+        own = personal.after_round(
+            study, self.name, self.workbench, start, kept, result.change, split.training
+        )
+        self.runs.keep(request.run, study, Kept(request.round, weights, own))
+        change = result.change.select(trained.names)
         epsilon = self.ledger.spent_by_run(
             dataset.name, request.run, study.privacy.target_delta
         )
@@ -168,22 +180,22 @@ class Site:
             run=request.run,
             round=request.round,
             study_digest=request.study_digest,
-            change=wire.ArrayInfo.of(result.change),
+            change=wire.ArrayInfo.of(change),
             epsilon=epsilon if study.is_private else None,
             steps=result.steps,
             metrics=metrics,
         )
         allowed = Allowed(
             trained,
-            self.workbench.largest_change(study, self.name, weights, mechanism),
+            self.workbench.largest_change(study, self.name, start, mechanism),
             "raw" if raw else "none" if release is None else "private",
             0 if release is None else study.classes_measured,
             self.workbench.is_seeded,
         )
         self.agreed(study)
         if policy.release == "automatic":
-            return self.gate.release(header, result.change, allowed)
-        self.gate.hold(header, result.change, allowed)
+            return self.gate.release(header, change, allowed)
+        self.gate.hold(header, change, allowed)
         log.warning(
             "run %s round %d: waits; `fedpact client departures --waiting` shows what would leave",
             *(request.run, request.round),

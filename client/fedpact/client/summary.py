@@ -20,6 +20,13 @@ _SAID = {
     "consent": "consented",
     "veto": "vetoed",
 }
+_STAYS = {
+    "none": "nothing is trained beside it",
+    "private-head": "the head, which is trained here with the same noise and never sent",
+    "fedsa-lora": "LoRA's B, and the head unless it is shared: trained with the same noise, never sent",
+    "ditto": "a second adapter, trained WITHOUT NOISE: it must not leave the institution",
+    "fine-tune": "after the run an adapter trained on WITHOUT NOISE: it must not leave the institution",
+}
 
 
 def objection(home: ClientHome, study: Study, institution: str) -> str:
@@ -71,6 +78,7 @@ def summary(home: ClientHome, shown: Shown, institution: str, role: str) -> dict
         "task": f"{study.task.name}: {study.task.kind.in_words(study.task)}",
         "base model": f"{study.model.base}, {_model_content(study)}",
         "leaves a site": _leaves(study, _rank(study, institution)),
+        "stays here": _STAYS[study.personalisation.method],
         "privacy": _privacy(study),
     }
     if role == "data-holder":
@@ -157,6 +165,7 @@ def _sizes(study: Study, rank: int) -> Mapping[str, int]:
         name: size
         for name, size in zip(adapter.names, adapter.sizes, strict=True)
         if any(study.trains(name, number) for number in rounds)
+        and study.personalisation.shares(name)
     }
 
 

@@ -27,7 +27,13 @@ from fedpact.common.adapter import Weights
 from fedpact.common.errors import DataError, TrainingError
 from fedpact.common.evaluation import Metrics, Scores
 from fedpact.common.mechanism import SubsampledGaussian
-from fedpact.common.model import Precision, get_adapter, precision_on, set_adapter
+from fedpact.common.model import (
+    Precision,
+    adapter_parameters,
+    get_adapter,
+    precision_on,
+    set_adapter,
+)
 from fedpact.common.randomness import Randomness, SecureRandom
 from fedpact.common.records import EncodedRecords, IntArray
 from fedpact.common.study import Study
@@ -54,6 +60,7 @@ class LocalTraining:
         max_tokens: the most tokens, padding included, in a micro-batch.
         max_records_per_person: records of one person in a step, at most, where the promise is
             to persons; None: it is to records.
+        proximal: μ of FedProx, or λ of Ditto: how strongly each step is pulled to an anchor.
     """
 
     steps: int
@@ -67,6 +74,7 @@ class LocalTraining:
     precision: Precision = "fp32"
     max_tokens: int = 4096
     max_records_per_person: int | None = None
+    proximal: float = 0.0
 
     def __post_init__(self) -> None:
         if self.mechanism is not None and self.mechanism.steps != self.steps:
@@ -93,6 +101,18 @@ class LocalTraining:
         """
         if study.is_private != (mechanism is not None):
             raise TrainingError("Noise was reserved for a study without, or none for one with.")
+        return replace(
+            cls.plain(study, institution, device),
+            max_grad_norm=study.privacy.max_grad_norm,
+            clipping=study.privacy.clipping,
+            mechanism=mechanism,
+            max_records_per_person=study.privacy.max_records_per_person,
+            proximal=study.training.proximal_mu,
+        )
+
+    @classmethod
+    def plain(cls, study: Study, institution: str, device: torch.device) -> Self:
+        """A round of a study's training without any promise: what it makes must not leave."""
         training = study.training
         return cls(
             steps=training.local_steps,
@@ -100,11 +120,7 @@ class LocalTraining:
             learning_rate=training.learning_rate,
             optimizer=training.optimizer,
             weight_decay=training.weight_decay,
-            max_grad_norm=study.privacy.max_grad_norm,
-            clipping=study.privacy.clipping,
-            mechanism=mechanism,
             precision=precision_on(device, training.precision),
-            max_records_per_person=study.privacy.max_records_per_person,
         )
 
 
@@ -162,6 +178,7 @@ class Trainer:
         records: EncodedRecords,
         how: LocalTraining,
         rng: Randomness | None = None,
+        anchor: Weights | None = None,
     ) -> Trained:
         """Train from the adapter received.
 
@@ -171,6 +188,7 @@ class Trainer:
             how: steps, optimiser, privacy.
             rng: for sampling and noise; cryptographic by default. Give one with a seed only
                 in tests and simulations.
+            anchor: what a proximal term pulls to; the adapter received by default.
 
         Raises:
             ModelError: `received` does not fit the model.
@@ -184,7 +202,7 @@ class Trainer:
         set_adapter(self._model, received)
         self._model.train()
         steps, lengths, persons = 0, records.lengths, _persons(records, how)
-        with memory_errors(), self._step_for(how, rng) as step:
+        with memory_errors(), self._step_for(how, rng, anchor or received) as step:
             for batch in islice(logical_batches(len(records), persons, how, rng), how.steps):
                 for micro in micro_batches(batch, lengths, how.max_tokens, persons=persons):
                     owners = None if persons is None else self._tensor(persons[micro])
@@ -225,8 +243,12 @@ class Trainer:
                 self._model, records, self._task, pad_id=self._pad_id, device=self._device
             )
 
-    def _step_for(self, how: LocalTraining, rng: Randomness) -> AbstractContextManager[Step]:
+    def _step_for(
+        self, how: LocalTraining, rng: Randomness, anchor: Weights
+    ) -> AbstractContextManager[Step]:
         optimizer = _optimizer(self._model, how)
+        if how.proximal:
+            optimizer.register_step_pre_hook(self._pull(how.proximal, anchor))
         if how.mechanism is None:
             return nullcontext(PlainStep(optimizer))
         return self._private_step(
@@ -238,6 +260,27 @@ class Trainer:
             clipping=how.clipping,
             rng=rng,
         )
+
+    def _pull(self, strength: float, anchor: Weights) -> Callable[..., None]:
+        """Adds strength·(w - anchor) to the gradients that the optimiser is about to use.
+
+        Under DP they are clipped, noised and divided by then: the term holds no data, so it
+        costs nothing, and it must not take room within the clipping norm.
+        """
+        values = anchor.tensors()
+        pairs = [
+            (parameter, torch.tensor(values[name], device=self._device))
+            for name, parameter in adapter_parameters(self._model).items()
+            if parameter.requires_grad
+        ]
+
+        def pull(*_: object) -> None:
+            with torch.no_grad():
+                for parameter, to in pairs:
+                    away = strength * (parameter - to)
+                    parameter.grad = away if parameter.grad is None else parameter.grad + away
+
+        return pull
 
     def losses(
         self, records: EncodedRecords, indices: IntArray, precision: Precision

@@ -21,6 +21,7 @@ from fedpact.client.gate import Gate
 from fedpact.client.home import ClientHome
 from fedpact.client.join import load_site
 from fedpact.client.ledger import Ledger
+from fedpact.client.personal import RunFolder
 from fedpact.client.record_cache import encode
 from fedpact.client.site import Site
 from fedpact.client.statement import statements
@@ -70,6 +71,7 @@ def build_site(
         policy=lambda: policy.load(home.policy),
         ledger=Ledger(engine),
         gate=Gate(engine, home.outbox),
+        runs=RunFolder(home.runs),
         workbench=workbench,
         pause=(stop or threading.Event()).wait,
     )

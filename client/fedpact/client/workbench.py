@@ -4,7 +4,7 @@ A simulation gives one workbench to all its sites: they share the resident base 
 swap their adapters in.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,12 +25,18 @@ from fedpact.common.study import Study
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A study's resident model."""
+    """A study's resident model.
+
+    Attributes:
+        first: the adapter's first values, all of them.
+        adapter: the tensors of it that are sent.
+    """
 
     digest: str
     module: nn.Module
     tokenizer: Any
     trainer: Trainer
+    first: Weights
     adapter: Manifest
     device: torch.device
 
@@ -81,8 +87,11 @@ class Workbench:
                 pad_id=models.pad_id(tokenizer),
                 device=self._device,
             )
-            adapter = models.get_adapter(built).manifest
-            self._model = Model(study.digest, built, tokenizer, trainer, adapter, self._device)
+            first = models.get_adapter(built)
+            adapter = first.manifest.select(study.shared(first.manifest.names))
+            self._model = Model(
+                study.digest, built, tokenizer, trainer, first, adapter, self._device
+            )
         return self._model
 
     def fit(self, study: Study, institution: str, weights: Weights, number: int) -> Manifest:
@@ -95,7 +104,7 @@ class Workbench:
             number: of the round, from 1.
 
         Returns:
-            the tensors that the round trains.
+            the tensors that the round trains and that leave: not those that sites keep.
 
         Raises:
             ModelError: it does not fit.
@@ -110,7 +119,7 @@ class Workbench:
         models.set_rank(model.module, rank)
         models.require_fit(model.module, weights.manifest)
         models.set_trained(model.module, study, number)
-        return model.trained
+        return model.trained.select(study.shared(model.trained.names))
 
     def self_test(
         self,
@@ -146,7 +155,7 @@ class Workbench:
         records: EncodedRecords,
         mechanism: SubsampledGaussian | None,
     ) -> Trained:
-        """Train the round that `fit` made ready, from the adapter received.
+        """Train the round that `fit` made ready, from a whole adapter (`personal.whole`).
 
         Raises:
             FedpactError: as `Trainer.train`.
@@ -166,6 +175,41 @@ class Workbench:
         model = self.model(study)
         how = LocalTraining.from_study(study, institution, mechanism, model.device)
         return norm_bound.largest_change(how, received.select(model.trained.names))
+
+    def train_apart(
+        self,
+        study: Study,
+        institution: str,
+        start: Weights,
+        records: EncodedRecords,
+        *,
+        steps: int,
+        anchor: Weights | None = None,
+        pull: float = 0.0,
+    ) -> Weights:
+        """Train an adapter WITHOUT NOISE, which must not leave. `fit` has made the model ready.
+
+        Args:
+            study: whose optimiser, learning rate and batch size are taken.
+            institution: this one.
+            start: a whole adapter.
+            records: to train on.
+            steps: how many.
+            anchor: what the adapter is pulled to; `start` by default.
+            pull: how strongly.
+
+        Returns:
+            the whole adapter after it.
+
+        Raises:
+            FedpactError: as `Trainer.train`.
+        """
+        model = self.model(study)
+        how = replace(
+            LocalTraining.plain(study, institution, model.device), steps=steps, proximal=pull
+        )
+        trained = model.trainer.train(start, records, how, self._rng, anchor)
+        return start.plus(trained.change)
 
     def measure(
         self, study: Study, weights: Weights, records: EncodedRecords

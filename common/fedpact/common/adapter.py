@@ -149,6 +149,20 @@ class Weights:
             targets[name] += value
         return type(self)(total.manifest, total.flat)
 
+    def overlaid(self, values: Self) -> Self:
+        """These weights with the values of the tensors that `values` names in their place.
+
+        Raises:
+            WireError: `values` names a tensor that these weights lack, or with another shape.
+        """
+        whole = Weights(self.manifest, self.flat.copy())
+        targets = whole.tensors()
+        for name, value in values.tensors().items():
+            if name not in targets or targets[name].shape != value.shape:
+                raise WireError(f"The values of {name} do not fit the adapter.")
+            targets[name][...] = value
+        return type(self)(whole.manifest, whole.flat)
+
     def is_finite(self) -> bool:
         """Whether no value is NaN or infinite."""
         return bool(np.isfinite(self.flat).all())
@@ -182,18 +196,21 @@ class Weights:
             )
         return cls(manifest, np.frombuffer(data, dtype="<f4").astype(np.float32))
 
+    def to_safetensors(self) -> bytes:
+        """The content of a safetensors file; the tensors' order stands in its metadata."""
+        from safetensors.numpy import save
+
+        tensors = {name: value.copy() for name, value in self.tensors().items()}
+        return save(tensors, metadata={_ORDER: json.dumps(self.manifest.names)})
+
     def save(self, path: Path) -> None:
-        """Write a safetensors file; the tensors' order stands in its metadata.
+        """Write a safetensors file.
 
         Raises:
             OSError: it cannot be written.
         """
-        from safetensors.numpy import save
-
-        # Not `save_file`: its errors are not the operating system's.
-        tensors = {name: value.copy() for name, value in self.tensors().items()}
-        order = {_ORDER: json.dumps(self.manifest.names)}
-        path.write_bytes(save(tensors, metadata=order))
+        # Not safetensors' `save_file`: its errors are not the operating system's.
+        path.write_bytes(self.to_safetensors())
 
     @classmethod
     def load(cls, path: Path) -> Self:

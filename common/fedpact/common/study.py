@@ -10,6 +10,7 @@ by every site, so every field here is part of it and every default is written ou
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from datetime import date
 from enum import StrEnum
 from pathlib import Path
@@ -139,6 +140,12 @@ class Training(Section):
         default="adamw", description="Optimiser at the site; its state starts anew each round."
     )
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay.")
+    proximal_mu: float = Field(
+        default=0.0,
+        ge=0,
+        description="μ of FedProx: each step is also pulled by μ(w - w_received) back to the "
+        "adapter received, after clipping and noise.",
+    )
     dropout: bool = Field(
         default=False, description="Whether the base model's own dropout is active in training."
     )
@@ -154,6 +161,25 @@ class Training(Section):
     seed: int = Field(
         default=0, ge=0, le=2**63 - 1, description="Seed of the adapter's first values."
     )
+
+    @model_validator(mode="after")
+    def _pull_can_work(self) -> Self:
+        if self.proximal_mu and self.local_steps == 1:
+            raise ValueError(
+                "`proximal_mu` does nothing with one local step: nothing has moved yet that it "
+                "could pull back"
+            )
+        _stable(self, "training.proximal_mu", self.proximal_mu)
+        return self
+
+
+def _stable(training: Training, key: str, pull: float) -> None:
+    """With SGD a pull takes a share of the way back: more than all of it overshoots."""
+    if training.optimizer == "sgd" and pull * training.learning_rate > 1:
+        raise ValueError(
+            f"`{key}` times `training.learning_rate` is above 1: with sgd each step would go "
+            "further back than it came"
+        )
 
 
 class Privacy(Section):
@@ -346,6 +372,57 @@ class Aggregation(Section):
                 return 2 * self.bad_sites + 1
 
 
+class Personalisation(Section):
+    """`[personalisation]`: what is each site's own, and never leaves it."""
+
+    method: Literal["none", "private-head", "fedsa-lora", "ditto", "fine-tune"] = Field(
+        default="none",
+        description="private-head keeps the head at the site and shares LoRA; fedsa-lora trains A "
+        "and B and shares A alone; ditto trains a second adapter, pulled towards the shared one; "
+        "fine-tune trains on from the shared adapter after the run. The second adapter of the last "
+        "two is trained without noise: it must not leave the institution.",
+    )
+    share_head: bool = Field(
+        default=False, description="Whether fedsa-lora shares the head beside A."
+    )
+    ditto_lambda: float | None = Field(
+        default=None,
+        gt=0,
+        description="λ of ditto: how strongly the personal adapter is pulled towards the shared one.",
+    )
+    steps: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_STEPS,
+        description="Steps that fine-tune takes after the run.",
+    )
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> Self:
+        for key, method in (("ditto_lambda", "ditto"), ("steps", "fine-tune")):
+            if (getattr(self, key) is not None) != (self.method == method):
+                raise ValueError(f"`{key}` is for `method` {method}, which needs it")
+        if self.share_head and self.method != "fedsa-lora":
+            raise ValueError("`share_head` is for `method` fedsa-lora alone")
+        return self
+
+    @property
+    def keeps_tensors(self) -> bool:
+        """Whether sites keep tensors of the adapter: what is shared is no whole adapter then."""
+        return self.method in ("private-head", "fedsa-lora")
+
+    def shares(self, tensor: str) -> bool:
+        """Whether a tensor of the adapter is shared; any other is never sent, either way."""
+        is_head = ".lora_" not in tensor
+        match self.method:
+            case "private-head":
+                return not is_head
+            case "fedsa-lora":
+                return ".lora_A." in tensor or (is_head and self.share_head)
+            case _:
+                return True
+
+
 class Federation(Section):
     """`[federation]`: whom a round waits for, and how long."""
 
@@ -447,6 +524,7 @@ class Study(Section):
     training: Training = Training()
     privacy: Privacy = Privacy()
     aggregation: Aggregation = Aggregation()
+    personalisation: Personalisation = Personalisation()
     federation: Federation = Federation()
     evaluation: Evaluation = Evaluation()
     governance: Governance = Governance()
@@ -485,6 +563,7 @@ class Study(Section):
         self._has_ranks_that_meet()
         self._has_one_unit()
         self._pays_for_metrics()
+        self._can_be_personal()
         for institution in self.institutions:
             size = self.size(institution)
             if self.is_private and self.privacy.target_delta > 1 / size:
@@ -549,6 +628,37 @@ class Study(Section):
         for one in self.institutions:
             if one.persons is not None and one.persons > one.records:
                 raise ValueError(f"{one.name} has more persons than records")
+
+    def _can_be_personal(self) -> None:
+        """Something is shared, something is kept, and what is kept can be trained."""
+        personal, method = self.personalisation, self.personalisation.method
+        unlike = any(one.r not in (None, self.adapter.r) for one in self.institutions)
+        if method != "none" and (self.aggregation.adds_to_base or unlike):
+            raise ValueError(
+                f"`personalisation.method` {method} cannot go with frozen weights that change or with "
+                "unlike ranks: what a site has kept would be of other weights or another shape"
+            )
+        if personal.ditto_lambda is not None:
+            _stable(self.training, "personalisation.ditto_lambda", personal.ditto_lambda)
+        if method == "ditto" and self.aggregation.method not in (
+            "ffa-lora",
+            "rolora",
+            "fedavg",
+        ):
+            raise ValueError(
+                f"`personalisation.method` ditto cannot go with {self.aggregation.method}, which "
+                "changes the basis of A and B after each round: the personal adapter would be "
+                "pulled towards factors of another basis; take ffa-lora, rolora or fedavg"
+            )
+        if method == "private-head" and not self.adapter.modules_to_save:
+            raise ValueError(
+                "`personalisation.method` private-head needs a head: `adapter.modules_to_save`"
+            )
+        if method == "fedsa-lora" and self.aggregation.method != "fedavg":
+            raise ValueError(
+                "`personalisation.method` fedsa-lora trains A and B and averages A: it needs "
+                f"`aggregation.method` fedavg, not {self.aggregation.method}"
+            )
 
     @property
     def is_private(self) -> bool:
@@ -657,6 +767,10 @@ class Study(Section):
                 return (".lora_A." if number % 2 else ".lora_B.") not in tensor
             case "fedavg" | "flexlora" | "fedex-lora" | "flora" | "hetlora":
                 return True
+
+    def shared(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Those of the adapter's tensors that are sent, either way; sites keep the others."""
+        return tuple(name for name in names if self.personalisation.shares(name))
 
     @property
     def total_steps(self) -> int:

@@ -82,6 +82,7 @@ def _conduct(
             study, run, exchange, record, terms, measure, rng or SecureRandom()
         )
         first = models.initial_weights(model, study.training.seed)
+        first = first.select(study.shared(first.manifest.names))
         weights = conductor.conduct(first)
         with disk_errors():
             models.save_peft(adapter, weights, study)
@@ -118,10 +119,14 @@ def public_test_set(study: Study, folder: Path) -> EncodedRecords | None:
 def measure_of(study: Study, folder: Path, model: nn.Module) -> Measure | None:
     """What measures an adapter on the study's public test set; None if it has none.
 
+    Nor is there any where sites keep tensors: what is shared cannot predict by itself.
+
     Raises:
         DataError: as `public_test_set`.
         ModelError: as `public_test_set`.
     """
+    if study.personalisation.keeps_tensors:
+        return None
     found = _test_set(study, folder)
     if found is None:
         return None

@@ -23,6 +23,7 @@ from fedpact.client.datasets import Dataset
 from fedpact.client.gate import Gate
 from fedpact.client.home import ClientHome
 from fedpact.client.ledger import Ledger
+from fedpact.client.personal import RunFolder
 from fedpact.client.policy import Policy
 from fedpact.client.site import Site
 from fedpact.client.tables import DatasetRow
@@ -107,6 +108,7 @@ class Federation:
             policy=lambda: _POLICY.model_copy(update={"tasks": (self.study.task.name,)}),
             ledger=Ledger(engine),
             gate=Gate(engine, home.outbox),
+            runs=RunFolder(home.runs),
             workbench=workbench,
         )
 

@@ -1,0 +1,250 @@
+"""What is a site's own: it is trained, kept and never sent; through `Site.answer` alone."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedpact.client.datasets import Datasets
+from fedpact.client.gate import Gate
+from fedpact.client.home import ClientHome
+from fedpact.client.personal import Kept, RunFolder, whole
+from fedpact.client.site import Site, plan
+from fedpact.client.up import build_site
+from fedpact.client.workbench import Workbench
+from fedpact.common import wire
+from fedpact.common.adapter import Weights
+from fedpact.common.errors import RunError, StorageError
+from fedpact.common.study import Study
+from support.site_factory import INSTITUTION, update_request
+from support.tiny_bert import TinyBert, write_data
+
+RUN = "r1"
+PRIVATE_HEAD = {"personalisation": {"method": "private-head"}}
+FEDSA = {"personalisation": {"method": "fedsa-lora"}, "aggregation": {"method": "fedavg"}}
+DITTO = {"personalisation": {"method": "ditto", "ditto_lambda": 0.5}}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data") / "notes.csv")
+
+
+@dataclass
+class House:
+    """A site on a folder, whose every round follows a seed."""
+
+    home: ClientHome
+    study: Study
+
+    def site(self, seed: int = 0) -> Site:
+        workbench = Workbench(rng=np.random.default_rng(seed))
+        site = build_site(self.home, INSTITUTION, workbench)
+        return replace(site, agreed=lambda _: None)
+
+    def ask(self, weights: Weights, number: int = 1, site: Site | None = None):
+        """The packet with which a site answers, and what is in it."""
+        packet = (site or self.site()).answer(
+            update_request(self.study, weights, run=RUN, round=number)
+        )
+        header, change = wire.unpack(packet)
+        assert isinstance(header, wire.UpdateHeader), header
+        return packet, change
+
+    def kept(self, before: int) -> Kept:
+        return RunFolder(self.home.runs).before(RUN, before)
+
+
+@pytest.fixture
+def house(tmp_path, tiny: TinyBert, data):
+    """Make a house for a study with these sections."""
+    numbers = iter(range(10))
+
+    def made(**sections) -> House:
+        home = ClientHome(tmp_path / f"home-{next(numbers)}")
+        Datasets(home.open_database()).add("notes", data)
+        home.policy.write_text("allow_model_folders = true\n", encoding="utf-8")
+        return House(home, tiny.study(**sections))
+
+    return made
+
+
+def first(study: Study) -> Weights:
+    return Workbench().model(study).first
+
+
+def shared(study: Study) -> Weights:
+    """Some adapter as the coordinator would send it."""
+    every = first(study)
+    values = np.random.default_rng(3).normal(0, 0.2, every.manifest.size).astype(np.float32)
+    weights = Weights(every.manifest, values)
+    return weights.select(study.shared(every.manifest.names))
+
+
+def is_own(study: Study, name: str) -> bool:
+    return (
+        ".lora_" not in name if study.aggregation.method != "fedavg" else ".lora_A." not in name
+    )
+
+
+@pytest.mark.parametrize("sections", [PRIVATE_HEAD, FEDSA])
+def test_what_a_site_keeps_is_trained_by_the_same_private_steps_and_never_sent(house, sections):
+    place = house(**sections)
+    sent = shared(place.study)
+    packet, change = place.ask(sent)
+
+    start = whole(place.study, first(place.study), sent, None)
+    bench = place.site().workbench
+    bench.fit(place.study, sent, 1)
+    mechanism = plan(place.study, INSTITUTION)
+    bench.self_test(place.study, INSTITUTION, RUN, 1, mechanism)
+    site = place.site()
+    records = site.records(place.study, site.dataset(place.study)).training
+    trained = bench.train(place.study, INSTITUTION, start, records, mechanism)
+
+    own = [n for n in trained.change.manifest.names if is_own(place.study, n)]
+    assert own
+    assert set(change.manifest.names) == set(trained.change.manifest.names) - set(own)
+    np.testing.assert_array_equal(
+        change.flat, trained.change.select(change.manifest.names).flat
+    )
+    kept = place.kept(2)
+    assert kept.personal.manifest.names == tuple(own)
+    np.testing.assert_array_equal(
+        kept.personal.flat, start.plus(trained.change).select(own).flat
+    )
+    assert kept.shared.digest == sent.digest
+    for name, value in kept.personal.tensors().items():
+        assert name not in packet.header
+        assert value.tobytes() not in packet.array
+        assert trained.change.tensors()[name].tobytes() not in packet.array
+
+
+@pytest.mark.parametrize("sections", [PRIVATE_HEAD, FEDSA, DITTO])
+def test_a_later_round_starts_from_what_the_one_before_left(house, sections):
+    place = house(**sections)
+    sent = shared(place.study)
+    place.ask(sent, 1)
+    kept = place.kept(2)
+    far = Weights(kept.personal.manifest, kept.personal.flat + 1)
+    folder = RunFolder(place.home.runs)
+    folder.keep(RUN, place.study, replace(kept, personal=far))
+    place.ask(sent, 2)
+    moved = place.kept(3).personal.flat - far.flat
+    assert 0 < np.abs(moved).max() < 0.2
+    assert folder.newest(RUN)[0] == place.study
+
+
+class _FullDisk(Gate):
+    """A gate that cannot write what is about to leave."""
+
+    def release(self, *_args, **_more):
+        raise StorageError("The disk is full.")
+
+
+@pytest.mark.parametrize("sections", [PRIVATE_HEAD, DITTO])
+def test_a_round_trained_again_after_a_crash_starts_where_it_started(house, sections):
+    place = house(**sections)
+    sent = shared(place.study)
+    place.ask(sent, 1)
+    broken = replace(
+        place.site(5), gate=_FullDisk(place.home.open_database(), place.home.outbox)
+    )
+    with pytest.raises(StorageError):
+        place.ask(sent, 2, broken)
+    of_the_crash = place.kept(3)
+    again, _ = place.ask(sent, 2, place.site(5))
+    assert place.kept(3).personal.digest == of_the_crash.personal.digest
+    # Nor does a request that comes twice train what is personal twice.
+    same, _ = place.ask(sent, 2, place.site(6))
+    assert same == again
+    assert place.kept(3).personal.digest == of_the_crash.personal.digest
+
+
+def test_nothing_shared_depends_on_a_second_adapter(house):
+    """It is trained without noise: the update is the same, to the bit, whatever it is."""
+    with_it, without = house(**DITTO), house()
+    sent = shared(without.study)
+    changes = [place.ask(sent, 1)[1] for place in (with_it, without)]
+    assert changes[0].digest == changes[1].digest
+    kept = with_it.kept(2)
+    moved = replace(kept, personal=Weights(kept.personal.manifest, 2 * kept.personal.flat))
+    RunFolder(with_it.home.runs).keep(RUN, with_it.study, moved)
+    changes = [place.ask(sent, 2, place.site(9))[1] for place in (with_it, without)]
+    assert changes[0].digest == changes[1].digest
+    assert without.kept(3).personal is None
+
+
+def test_a_second_adapter_is_pulled_towards_the_shared_one(house):
+    def distance(strength: float) -> float:
+        place = house(
+            personalisation={"method": "ditto", "ditto_lambda": strength},
+            training={"optimizer": "sgd", "learning_rate": 0.1, "local_steps": 20},
+        )
+        sent = shared(place.study)
+        place.ask(sent)
+        personal = place.kept(2).personal
+        return float(np.linalg.norm(personal.flat - sent.flat))
+
+    loose, tight = distance(0.01), distance(8.0)
+    assert 0 < tight < loose / 3
+
+
+def test_a_second_adapter_that_cannot_be_trained_is_not_told_to_anyone(house, caplog):
+    place = house(personalisation={"method": "ditto", "ditto_lambda": 1e300})
+    place.ask(shared(place.study))
+    assert place.kept(2).personal is None
+    assert "personal adapter stays" in caplog.text
+
+
+def test_a_run_folder_keeps_the_round_before_the_newest(tmp_path, tiny):
+    folder, study = RunFolder(tmp_path), tiny.study()
+    for number in (2, 3, 10, 11):
+        some = Weights.from_tensors({"x": np.full(2, number)})
+        folder.keep(RUN, study, Kept(number, some, None))
+    assert sorted(path.stem for path in (tmp_path / RUN).glob("*.safetensors")) == ["10", "11"]
+    assert [folder.before(RUN, n).number for n in (11, 12)] == [10, 11]
+    assert folder.before(RUN, 10) is None
+    assert folder.before("another", 5) is None
+    with pytest.raises(RunError, match="no round"):
+        folder.newest("another")
+    (tmp_path / RUN / "11.safetensors").write_bytes(b"torn")
+    with pytest.raises(StorageError, match="damaged"):
+        folder.newest(RUN)
+
+
+# What cannot work is refused before anyone signs it
+
+
+@pytest.mark.parametrize(
+    ("sections", "why"),
+    [
+        ({"personalisation": {"method": "fedsa-lora"}}, "needs `aggregation.method` fedavg"),
+        ({"personalisation": {"method": "ditto"}}, "`ditto_lambda` is for"),
+        ({"personalisation": {"ditto_lambda": 1.0}}, "`ditto_lambda` is for"),
+        ({"personalisation": {"method": "fine-tune"}}, "`steps` is for"),
+        ({"personalisation": {"method": "private-head", "share_head": True}}, "`share_head`"),
+        ({**PRIVATE_HEAD, "adapter": {"modules_to_save": []}}, "needs a head"),
+        ({**DITTO, "aggregation": {"method": "fedsvd"}}, "another basis"),
+        (
+            {
+                "personalisation": {"method": "ditto", "ditto_lambda": 60.0},
+                "training": {"optimizer": "sgd"},
+            },
+            "further back than it came",
+        ),
+        ({"training": {"proximal_mu": 0.1, "local_steps": 1}}, "nothing has moved"),
+        ({"training": {"proximal_mu": 60.0, "optimizer": "sgd"}}, "further back than it came"),
+    ],
+)
+def test_a_study_that_cannot_work_is_refused(tiny, sections, why):
+    with pytest.raises(ValueError, match=why):
+        tiny.study(**sections)
+
+
+def test_a_head_may_be_shared_beside_a(tiny):
+    names = first(tiny.study(**FEDSA)).manifest.names
+    sections = {**FEDSA, "personalisation": {"method": "fedsa-lora", "share_head": True}}
+    kinds = {".lora_A." in n or ".lora_" not in n for n in tiny.study(**sections).shared(names)}
+    assert kinds == {True}
