@@ -7,6 +7,7 @@ import typer
 from fedpact.client import study_cli
 from fedpact.client.audit_cli import audit
 from fedpact.client.dataset_cli import DEFAULT_HOME, HomeOption, dataset_app, ledger
+from fedpact.client.personal_cli import personal_app, report
 from fedpact.client.policy_cli import policy_app
 from fedpact.client.watch_cli import departures, doctor, release, status, withhold
 from fedpact.common.cli import MetricsPort
@@ -14,8 +15,10 @@ from fedpact.common.cli import MetricsPort
 client_app = typer.Typer(no_args_is_help=True, help="An institution's daemon.")
 client_app.add_typer(dataset_app, name="dataset")
 client_app.add_typer(policy_app, name="policy")
+client_app.add_typer(personal_app, name="personal")
 client_app.command("ledger")(ledger)
 client_app.command("audit")(audit)
+client_app.command("report")(report)
 for verb in (status, departures, release, withhold, doctor):
     client_app.command(verb.__name__)(verb)
 study_cli.add_to(client_app)

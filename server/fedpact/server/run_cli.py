@@ -194,6 +194,33 @@ def watch(
 
 
 @run_app.command()
+def report(
+    run: Annotated[
+        str | None, typer.Argument(help="Which run; the newest if not given.")
+    ] = None,
+    simulation: Annotated[
+        Path | None,
+        typer.Option(help="The folder of a simulation, in the place of the coordinator's."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it into this PNG file.")] = None,
+    home: HomeOption = DEFAULT_HOME,
+    format: Format = "table",  # noqa: A002
+) -> None:
+    """Say what a run was worth: as far as a coordinator may know, or of a simulation to each site."""
+    from rich.console import Console
+
+    from fedpact.server.report import draw, read_report, tables
+
+    report = read_report(home, simulation, run)
+    if plot is not None:
+        draw(report, plot)
+    if format == "json":
+        typer.echo(report.model_dump_json(indent=2))
+    else:
+        Console().print(tables(report))
+
+
+@run_app.command()
 def stop(
     run: Annotated[str, typer.Argument(help="Which run.")],
     home: HomeOption = DEFAULT_HOME,

@@ -105,13 +105,33 @@ def simulate(
     jobs: Annotated[
         int, typer.Option(min=1, help="With --compare or --tune: in how many processes.")
     ] = 1,
+    alone: Annotated[
+        Literal["no", "plain", "dp"],
+        typer.Option(
+            help="Also train each site alone, without noise or with the study's: was it worth joining?"
+        ),
+    ] = "no",
+    test: Annotated[
+        Path | None,
+        typer.Option(
+            help="Test records for --alone, dealt out by the column of --partition, if it names one."
+        ),
+    ] = None,
     format: Format = "table",  # noqa: A002
 ) -> None:
     """Run a study among simulated sites, in one process or on Ray, or compare variants of it."""
     from fedpact.simulations.simulate import Simulation, run_simulation
 
     asked = Simulation(
-        study, data=data, sites=sites, partition=partition, seed=seed, grid=grid, folder=folder
+        study,
+        data=data,
+        sites=sites,
+        partition=partition,
+        seed=seed,
+        grid=grid,
+        folder=folder,
+        alone=alone,
+        test=test,
     )
     if not (compare or tune):
         run_simulation(asked, as_json=format == "json")

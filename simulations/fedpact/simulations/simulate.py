@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import typer
@@ -14,6 +15,8 @@ from sqlalchemy import Engine
 from fedpact.common import study as studies
 from fedpact.common.database import open_database, sqlite_url
 from fedpact.common.errors import UsageError
+from fedpact.common.worth import read_worth
+from fedpact.common.worth import table as worth_table
 from fedpact.server import app as server_app
 from fedpact.server import runs
 from fedpact.server.conduct import conduct
@@ -35,6 +38,8 @@ class Simulation:
     seed: int = 0
     grid: str = "process"
     folder: Path | None = None
+    alone: Literal["no", "plain", "dp"] = "no"
+    test: Path | None = None
 
 
 def run_simulation(asked: Simulation, *, as_json: bool) -> RunResult:
@@ -49,6 +54,8 @@ def run_simulation(asked: Simulation, *, as_json: bool) -> RunResult:
         typer.echo(result.model_dump_json(indent=2))
     else:
         Console().print(overview(view))
+        if (worth := read_worth(Path(view.adapter).parent.parent)) is not None:
+            Console().print(worth_table(worth))
     return result
 
 
@@ -82,6 +89,20 @@ def simulate(asked: Simulation, console: Console) -> tuple[RunResult, runs.RunVi
         else:
             conduct_here(engine, run, federation, artifacts, asked.seed)
     view = runs.view(engine, run)
+    if asked.alone != "no":
+        from fedpact.simulations.worth import write_worth
+
+        with console.status("Training each site alone"):
+            write_worth(
+                federation,
+                view,
+                asked.test,
+                asked.partition,
+                asked.study.parent,
+                folder,
+                private=asked.alone == "dp",
+                seed=asked.seed,
+            )
     return RunResult.of(view), view
 
 

@@ -1,0 +1,127 @@
+"""`fedpact client report` and `personal export`: what a run gave this institution."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedpact.client.dataset_cli import DEFAULT_HOME, Format, HomeOption, console, notices
+
+if TYPE_CHECKING:
+    from fedpact.client.personal import Kept
+    from fedpact.client.worth import Bench
+    from fedpact.common.adapter import Weights
+    from fedpact.common.records import EncodedRecords
+
+personal_app = typer.Typer(
+    no_args_is_help=True, help="What is this institution's own of a run."
+)
+
+RunArgument = Annotated[str, typer.Argument(help="Which run, as `departures` lists it.")]
+AdapterOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="The run's adapter, a folder; by default the one that was received for the newest "
+        "round that this site answered."
+    ),
+]
+
+
+def report(
+    run: RunArgument,
+    test: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file of your own records that nobody trained on; by default what the study "
+            "sets aside."
+        ),
+    ] = None,
+    public: Annotated[Path | None, typer.Option(help="The study's public test set.")] = None,
+    adapter: AdapterOption = None,
+    dp: Annotated[
+        bool, typer.Option("--dp", help="Train alone with the study's noise too.")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw it into this PNG file.")] = None,
+    home: HomeOption = DEFAULT_HOME,
+    format_: Format = "table",
+) -> None:
+    """Was it worth joining? Compares what a run gave with training alone; nothing leaves."""
+    from fedpact.client.worth import read_records
+    from fedpact.common.errors import DataError
+    from fedpact.common.figures import draw_worth
+    from fedpact.common.model import file_digest
+    from fedpact.common.worth import Worth, table
+
+    bench, kept, aside = _bench(home, run)
+    study = bench.study
+    if public is not None and study.evaluation.sha256 not in (None, file_digest(public)):
+        raise DataError(f"{public} has not the SHA-256 of the study's public test set.")
+    with notices.status("Training alone, and measuring"):
+        own = aside if test is None else read_records(test, study, bench.workbench)
+        known = None if public is None else read_records(public, study, bench.workbench)
+        found = bench.worth(_shared(adapter, kept), kept, own, known, private=dp)
+    worth = Worth.of(study, run, [found], private=dp)
+    if plot is not None:
+        draw_worth(worth, plot)
+    if format_ == "json":
+        print(worth.model_dump_json(indent=2))  # noqa: T201 - to be read by programs
+    else:
+        console.print(table(worth))
+        console.print("Measured on private data, without noise: keep it.")
+
+
+@personal_app.command()
+def export(
+    run: RunArgument,
+    folder: Annotated[Path, typer.Argument(help="Where to; made if missing.")],
+    adapter: AdapterOption = None,
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Write this institution's personal adapter of a run as PEFT reads it."""
+    from fedpact.common import model as models
+    from fedpact.common.database import disk_errors
+    from fedpact.common.errors import RunError, UsageError
+
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"{folder} is not empty.", advice="Name another folder.")
+    bench, kept, _ = _bench(home, run)
+    with notices.status("Making the adapter"):
+        weights = bench.personal(_shared(adapter, kept), kept)
+    if weights is None:
+        raise RunError(
+            f"The run {run} has no personal adapter here.",
+            advice="Its study's [personalisation] makes none, or none could be trained; the "
+            "site's log says which.",
+        )
+    with disk_errors():
+        models.save_peft(folder, weights, bench.study)
+    console.print(f"The personal adapter is in {folder}.")
+    if not bench.study.is_private or not bench.study.personalisation.keeps_tensors:
+        console.print("It was trained WITHOUT NOISE: it can give away records. Keep it inside.")
+
+
+def _bench(folder: Path, run: str) -> "tuple[Bench, Kept, EncodedRecords]":
+    """A run as it stands here, and the records that its study sets aside."""
+    from fedpact.client.datasets import Datasets, find_dataset
+    from fedpact.client.home import ClientHome
+    from fedpact.client.join import load_site
+    from fedpact.client.personal import RunFolder
+    from fedpact.client.record_cache import encode
+    from fedpact.client.validation import split
+    from fedpact.client.workbench import Workbench
+    from fedpact.client.worth import Bench
+
+    home, workbench = ClientHome.at(folder), Workbench()
+    study, kept = RunFolder(home.runs).newest(run)
+    with notices.status("Reading the records"):
+        dataset = find_dataset(Datasets(home.open_database()), study)
+        tokenizer = workbench.model(study).tokenizer
+        records = split(study, encode(home, dataset, study, tokenizer))
+    name = load_site(home).institution
+    return Bench(study, name, workbench, records.training), kept, records.validation
+
+
+def _shared(folder: Path | None, kept: "Kept") -> "Weights":
+    from fedpact.client.worth import read_adapter
+
+    return kept.shared if folder is None else read_adapter(folder)

@@ -1,0 +1,164 @@
+"""Was it worth joining? A site's answer, measured here on its own records; none of it leaves.
+
+Alone is the same study with nobody else: the same rounds, steps and optimiser, from the same
+first values, on the site's own training records. Nothing of it leaves, so it needs no noise
+and costs no budget; with noise it says what DP costs the site by itself.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedpact.client.personal import Kept, whole
+from fedpact.client.site import plan
+from fedpact.client.workbench import Workbench
+from fedpact.common import model as models
+from fedpact.common import tabular, tasks
+from fedpact.common.adapter import Weights
+from fedpact.common.errors import DataError, StudyError, UsageError, WireError
+from fedpact.common.records import EncodedRecords
+from fedpact.common.study import Study
+from fedpact.common.worth import Comparison, SiteWorth
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """Where one site's adapters are made and measured again.
+
+    Attributes:
+        study: whose run is looked at.
+        institution: the site's name in it.
+        workbench: the resident model.
+        training: the records that the site trained on.
+    """
+
+    study: Study
+    institution: str
+    workbench: Workbench
+    training: EncodedRecords
+
+    def alone(self, *, private: bool) -> Weights:
+        """The adapter that the site would have had by itself.
+
+        Args:
+            private: with the noise of the study; it costs no budget, as nothing of it leaves.
+
+        Raises:
+            StudyError: the study has no noise to train with.
+            FedpactError: as `Trainer.train`.
+        """
+        study, bench = self.study, self.workbench
+        mechanism = plan(study, self.institution) if private else None
+        if private and mechanism is None:
+            raise StudyError(f"The study {study.study.name} has no noise to train alone with.")
+        weights = bench.model(study).first
+        for number in range(1, study.training.rounds + 1):
+            bench.fit(study, self._shared(weights), number)
+            if mechanism is not None:
+                found = bench.train(study, self.institution, weights, self.training, mechanism)
+                weights = weights.plus(found.change)
+            else:
+                weights = bench.train_apart(
+                    study,
+                    self.institution,
+                    weights,
+                    self.training,
+                    steps=study.training.local_steps,
+                    pull=study.training.proximal_mu,
+                )
+        return weights
+
+    def personal(self, shared: Weights, kept: Kept | None) -> Weights | None:
+        """The whole adapter that is the site's own; None where the study makes none.
+
+        Args:
+            shared: the shared adapter, as it was sent.
+            kept: what the site keeps of the run's newest round.
+
+        Raises:
+            FedpactError: as `Trainer.train`, where it is trained only now.
+        """
+        study, asked = self.study, self.study.personalisation
+        adapter = whole(study, self.workbench.model(study).first, shared, kept)
+        if asked.keeps_tensors:
+            return adapter
+        if asked.steps is None:
+            return kept.personal if kept is not None else None
+        self.workbench.fit(study, self._shared(adapter), study.training.rounds)
+        return self.workbench.train_apart(
+            study, self.institution, adapter, self.training, steps=asked.steps
+        )
+
+    def worth(
+        self,
+        shared: Weights,
+        kept: Kept | None,
+        own: EncodedRecords | None,
+        public: EncodedRecords | None,
+        *,
+        private: bool,
+    ) -> SiteWorth:
+        """Compare what the site got with what it would have had alone.
+
+        Args:
+            shared: the shared adapter, as it was sent.
+            kept: what the site keeps of the run's newest round.
+            own: records of the site that nobody trained on, if there are any.
+            public: a public test set, if there is one.
+            private: whether alone is trained with the noise of the study.
+
+        Raises:
+            UsageError: there is nothing to measure on.
+            FedpactError: as `alone` and `personal`.
+        """
+        sets = [
+            records if records is not None and len(records) else None
+            for records in (own, public)
+        ]
+        if not any(sets):
+            raise UsageError(
+                "There is nothing to measure on: every record was trained on.",
+                advice="Name a file with --test or --public; or let the study set records aside "
+                "([evaluation] site_metrics).",
+            )
+        alone, personal = self.alone(private=private), self.personal(shared, kept)
+        score = self.workbench.model(self.study).trainer.score
+        predicts = not self.study.personalisation.keeps_tensors
+        first = self.workbench.model(self.study).first
+
+        def compared(records: EncodedRecords | None) -> Comparison | None:
+            if records is None:
+                return None
+            return Comparison.of(
+                score(alone, records),
+                score(first.overlaid(shared), records) if predicts else None,
+                None if personal is None else score(personal, records),
+            )
+
+        return SiteWorth(site=self.institution, own=compared(sets[0]), public=compared(sets[1]))
+
+    def _shared(self, weights: Weights) -> Weights:
+        return weights.select(self.study.shared(weights.manifest.names))
+
+
+def read_records(path: Path, study: Study, workbench: Workbench) -> EncodedRecords:
+    """A file of test records, encoded as the study's model reads them.
+
+    Raises:
+        DataError: it cannot be read, or does not fit the study.
+        ModelError: the base model is not at hand.
+    """
+    task = tasks.for_study(study)
+    rows = tabular.rows_for(tabular.read(path), task, path, public=True)
+    return task.encode(workbench.model(study).tokenizer, rows, study.training.max_length)
+
+
+def read_adapter(folder: Path) -> Weights:
+    """A run's adapter from the folder in which PEFT would look for it.
+
+    Raises:
+        DataError: it is not there.
+    """
+    try:
+        return Weights.load(folder / models.ADAPTER)
+    except (OSError, WireError) as error:
+        raise DataError(f"There is no adapter in {folder}.") from error

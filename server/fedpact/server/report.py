@@ -1,0 +1,153 @@
+"""What a run was worth, as far as the coordinator may know.
+
+It has the public test set, and of sites what they let out: noisy metrics where the study asks
+for them. What a site would have had alone only the site can know (`fedpact client report`);
+a simulation, whose sites are the researcher's own, knows it for all.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict
+from rich.console import Group
+from rich.table import Table
+
+from fedpact.common import figures
+from fedpact.common.database import open_database, sqlite_url
+from fedpact.common.errors import RunError, UsageError
+from fedpact.common.worth import Worth, read_worth
+from fedpact.common.worth import table as worth_table
+from fedpact.server import runs
+from fedpact.server.home import MIGRATIONS, ServerHome
+from fedpact.server.runs import RunView
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class SiteCourse(_Part):
+    """What a site said of its own records, round by round."""
+
+    site: str
+    accuracy: tuple[float | None, ...]
+    """Of the adapter that it received, in each round; None where it said nothing."""
+
+
+class RunReport(_Part):
+    """A run's accuracies, and with a simulation what each site would have had alone."""
+
+    run: str
+    study: str
+    study_digest: str
+    rounds: tuple[int, ...]
+    public: tuple[float | None, ...]
+    """Accuracy of the shared adapter after each round, on the public test set."""
+    sites: tuple[SiteCourse, ...]
+    site_metrics: Literal["none", "private", "raw"]
+    """How the sites' numbers were let out: with noise, or raw and NOT PRIVATE."""
+    worth: Worth | None
+    """Of a simulation that trained its sites alone; None of any other run."""
+
+    @classmethod
+    def of(cls, view: RunView, worth: Worth | None) -> Self:
+        """The report of a run as it is now.
+
+        Args:
+            view: the run.
+            worth: what lies in its folder; of another run it is left out.
+        """
+        study = view.study
+        return cls(
+            run=view.id,
+            study=study.study.name,
+            study_digest=study.digest,
+            rounds=tuple(r.number for r in view.rounds),
+            public=tuple(r.accuracy for r in view.rounds),
+            sites=tuple(
+                SiteCourse(
+                    site=one.name,
+                    accuracy=tuple(
+                        r.answers[one.name].accuracy if one.name in r.answers else None
+                        for r in view.rounds
+                    ),
+                )
+                for one in study.institutions
+            ),
+            site_metrics=study.evaluation.site_metrics,
+            worth=worth if worth is not None and worth.run == view.id else None,
+        )
+
+    def courses(self) -> tuple[Sequence[int], Mapping[str, Sequence[float | None]]]:
+        """The rounds, and every course of accuracies that is not empty."""
+        found = {"public test set": self.public}
+        noisy = " (noisy)" if self.site_metrics == "private" else ""
+        found |= {f"{one.site}{noisy}": one.accuracy for one in self.sites}
+        known = {name: c for name, c in found.items() if any(a is not None for a in c)}
+        return self.rounds, known
+
+
+def read_report(home: Path, simulation: Path | None, run: str | None) -> RunReport:
+    """The report of a run of a coordinator, or of a simulation.
+
+    Args:
+        home: the coordinator's folder.
+        simulation: a simulation's folder, in its place.
+        run: which run; None: the newest.
+
+    Raises:
+        UsageError: the folder is neither.
+        RunError: there is no such run.
+        DataError: what a simulation wrote is damaged.
+        StorageError: the database cannot be read.
+    """
+    if simulation is None:
+        engine = ServerHome(home).open_database()
+    elif (database := simulation / "fedpact.db").is_file():
+        engine = open_database(sqlite_url(database.resolve()), MIGRATIONS)
+    else:
+        raise UsageError(
+            f"{simulation} is no simulation's folder.",
+            advice="Name what `fedpact simulate --folder` was given.",
+        )
+    if run is None:
+        views = runs.list_runs(engine)
+        if not views:
+            raise RunError("There are no runs yet.", advice="`fedpact run start` starts one.")
+        run = views[0].id
+    return RunReport.of(
+        runs.view(engine, run), None if simulation is None else read_worth(simulation)
+    )
+
+
+def draw(report: RunReport, path: Path) -> None:
+    """Draw what each site gained, or where that is not known the accuracies over the rounds.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+        StorageError: the file cannot be written.
+    """
+    if report.worth is not None:
+        figures.draw_worth(report.worth, path)
+    else:
+        rounds, courses = report.courses()
+        figures.draw_course(f"{report.study}: run {report.run}", rounds, courses, path)
+
+
+def tables(report: RunReport) -> Group:
+    """The report for people."""
+    _, courses = report.courses()
+    course = Table(title=f"{report.study}: run {report.run}")
+    for heading in ("accuracy on", "first", "last"):
+        course.add_column(heading, justify="left" if heading == "accuracy on" else "right")
+    for name, values in courses.items():
+        known = [value for value in values if value is not None]
+        course.add_row(name, f"{known[0]:.3f}", f"{known[-1]:.3f}")
+    if report.worth is not None:
+        return Group(course, worth_table(report.worth))
+    asks = (
+        "What a site would have had alone only it can know: `fedpact client report RUN` there."
+    )
+    raw = "Sites' numbers are raw: NOT PRIVATE." if report.site_metrics == "raw" else ""
+    return Group(course, *filter(None, (raw, asks)))

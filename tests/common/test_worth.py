@@ -1,0 +1,52 @@
+"""What a comparison says, and who has lost."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedpact.common.evaluation import Scores
+from fedpact.common.worth import Comparison, SiteWorth, Worth
+from support.site_factory import a_study
+
+RIGHT = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
+
+
+def scores(correct) -> Scores:
+    correct = np.array(correct, dtype=bool)
+    return Scores(np.where(correct, 0.25, 1.5).astype(np.float32), correct)
+
+
+@given(RIGHT)
+def test_the_error_is_that_of_a_paired_difference(pairs):
+    alone, joined = (np.array(side, dtype=float) for side in zip(*pairs, strict=True))
+    found = Comparison.of(scores(alone), scores(joined), None)
+    assert found.gain == pytest.approx(found.shared.accuracy - found.alone.accuracy)
+    difference = joined - alone
+    assert found.gain_error == pytest.approx(difference.std() / len(pairs) ** 0.5)
+    clear = abs(found.gain) > 2 * found.gain_error
+    assert (found.verdict == "no clear difference") == (not clear)
+    assert found.records == len(pairs)
+
+
+def test_what_is_personal_counts_where_there_is_any():
+    found = Comparison.of(scores([1, 0, 0, 0]), scores([0, 0, 0, 0]), scores([1, 1, 1, 1]))
+    assert (found.gain, found.verdict) == (0.75, "gained")
+    with pytest.raises(ValueError, match="nothing to compare"):
+        Comparison.of(scores([1]), None, None)
+
+
+def test_losers_are_named_by_their_own_records_the_greatest_loss_first():
+    def site(name, own, public):
+        made = [
+            None if gain is None else Comparison.of(scores([1, 1, 0, 0]), scores(gain), None)
+            for gain in (own, public)
+        ]
+        return SiteWorth(site=name, own=made[0], public=made[1])
+
+    sites = [
+        site("little", [1, 0, 0, 0], [1, 1, 1, 1]),
+        site("winner", [1, 1, 1, 0], [0, 0, 0, 0]),
+        site("much", None, [0, 0, 0, 0]),
+    ]
+    assert Worth.of(a_study(), "r1", sites, private=True).losers == ("much", "little")
