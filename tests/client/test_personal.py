@@ -1,11 +1,15 @@
 """What is a site's own: it is trained, kept and never sent; through `Site.answer` alone."""
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli_w
+from typer.testing import CliRunner
 
+from fedpact.client.cli import client_app
 from fedpact.client.datasets import Datasets
 from fedpact.client.gate import Gate
 from fedpact.client.home import ClientHome
@@ -15,7 +19,7 @@ from fedpact.client.up import build_site
 from fedpact.client.workbench import Workbench
 from fedpact.common import wire
 from fedpact.common.adapter import Weights
-from fedpact.common.errors import RunError, StorageError
+from fedpact.common.errors import RunError, StorageError, UsageError
 from fedpact.common.study import Study
 from support.site_factory import INSTITUTION, update_request
 from support.tiny_bert import TinyBert, write_data
@@ -23,6 +27,7 @@ from support.tiny_bert import TinyBert, write_data
 RUN = "r1"
 PRIVATE_HEAD = {"personalisation": {"method": "private-head"}}
 FEDSA = {"personalisation": {"method": "fedsa-lora"}, "aggregation": {"method": "fedavg"}}
+FINE_TUNE = {"personalisation": {"method": "fine-tune", "steps": 2}}
 DITTO = {"personalisation": {"method": "ditto", "ditto_lambda": 0.5}}
 
 
@@ -248,3 +253,82 @@ def test_a_head_may_be_shared_beside_a(tiny):
     sections = {**FEDSA, "personalisation": {"method": "fedsa-lora", "share_head": True}}
     kinds = {".lora_A." in n or ".lora_" not in n for n in tiny.study(**sections).shared(names)}
     assert kinds == {True}
+
+
+# What an institution sees and takes with it
+
+
+@pytest.fixture
+def run(house, tmp_path, monkeypatch):
+    """Take part in a round of a study with these sections, then type a command."""
+
+    def typed(sections: dict, *words: str):
+        place = house(**sections)
+        place.ask(shared(place.study))
+        settings = {
+            "institution": INSTITUTION,
+            "sector": "academia",
+            "role": "data-holder",
+            "coordinator": "host:9443",
+            "service": "host:9444",
+            "coordinator_key": "0" * 64,
+            "node_id": "1",
+            "ca_fingerprint": "0" * 64,
+            "joined_at": "2026-01-01T00:00:00Z",
+        }
+        place.home.site.write_text(tomli_w.dumps(settings), encoding="utf-8")
+        monkeypatch.setenv("COLUMNS", "200")
+        done = CliRunner().invoke(client_app, [*words, "--home", str(place.home.folder)])
+        if done.exception:
+            raise done.exception
+        return place, done.output
+
+    return typed
+
+
+@pytest.mark.parametrize("sections", [PRIVATE_HEAD, FEDSA, DITTO, FINE_TUNE])
+def test_a_personal_adapter_is_exported_whole(run, tmp_path, sections):
+    place, said = run(sections, "personal", "export", RUN, str(tmp_path / "mine"))
+    every = first(place.study)
+    found = Weights.load(tmp_path / "mine" / "adapter_model.safetensors")
+    assert found.manifest == every.manifest
+    kept = place.kept(2)
+    match place.study.personalisation.method:
+        case "ditto":
+            assert found.digest == kept.personal.digest
+        case "fine-tune":
+            assert 0 < np.linalg.norm(found.flat - kept.shared.flat) < 1
+        case _:
+            assert found.digest == every.overlaid(kept.shared).overlaid(kept.personal).digest
+    noised = sections in (PRIVATE_HEAD, FEDSA)
+    assert ("WITHOUT NOISE" in said) != noised
+
+
+def test_there_is_nothing_to_export_where_nothing_is_personal(run, tmp_path):
+    with pytest.raises(RunError, match="no personal adapter"):
+        run({}, "personal", "export", RUN, str(tmp_path / "mine"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").touch()
+    with pytest.raises(UsageError, match="not empty"):
+        run(DITTO, "personal", "export", RUN, str(tmp_path / "mine"))
+
+
+def test_a_site_compares_what_it_got_with_training_alone_and_nothing_leaves(run, tmp_path):
+    test = write_data(tmp_path / "test.csv", 30, seed=7)
+    place, said = run(DITTO, "report", RUN, "--test", str(test), "--dp", "--format", "json")
+    found = json.loads(said)
+    assert (found["study_digest"], found["alone"]) == (place.study.digest, "with DP")
+    (site,) = found["sites"]
+    assert (site["site"], site["own"]["records"], site["public"]) == (INSTITUTION, 30, None)
+    assert site["own"]["shared"] is not None
+    assert site["own"]["personal"] is not None
+    assert len(place.site().ledger.history("notes")) == 1  # the round's own
+    assert len(list(place.home.outbox.iterdir())) == 1
+
+
+def test_records_that_are_set_aside_are_compared_on(run):
+    sections = {**FINE_TUNE, "evaluation": {"site_metrics": "private"}}
+    _, said = run(sections, "report", RUN)
+    assert "own test records" in said
+    with pytest.raises(UsageError, match="nothing to measure on"):
+        run(FINE_TUNE, "report", RUN)

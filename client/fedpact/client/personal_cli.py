@@ -104,7 +104,7 @@ def _bench(folder: Path, run: str) -> "tuple[Bench, Kept, EncodedRecords]":
     """A run as it stands here, and the records that its study sets aside."""
     from fedpact.client.datasets import Datasets, find_dataset
     from fedpact.client.home import ClientHome
-    from fedpact.client.join import load_site
+    from fedpact.client.join import read_settings
     from fedpact.client.personal import RunFolder
     from fedpact.client.record_cache import encode
     from fedpact.client.validation import split
@@ -117,7 +117,7 @@ def _bench(folder: Path, run: str) -> "tuple[Bench, Kept, EncodedRecords]":
         dataset = find_dataset(Datasets(home.open_database()), study)
         tokenizer = workbench.model(study).tokenizer
         records = split(study, encode(home, dataset, study, tokenizer))
-    name = load_site(home).institution
+    name = read_settings(home).institution
     return Bench(study, name, workbench, records.training), kept, records.validation
 
 
