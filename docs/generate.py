@@ -285,6 +285,17 @@ def results_page() -> str:
         "| `fedpact client show` | an object: what is asked, line by line, in words |",
         "| `fedpact client results` | a list of runs, each as above |",
         "| `fedpact run start` | an object: `run` |",
+        (
+            "| `fedpact run report` | an object: `run`, `study`, `study_digest`, `measure`, `rounds`, "
+            "`public` and `sites` (`site`, `scores`), a score or null for each round, `site_metrics`, "
+            "`worth` (of a simulation; or null) |"
+        ),
+        (
+            "| `fedpact client report`, `worth.json` of a simulation | an object: `run`, `study`, "
+            "`study_digest`, `personalisation`, `measure`, `alone`, `losers`, `sites` (`site`, `own` and "
+            "`public`, each null or an object: `records`, `alone`, `shared` and `personal` (each `loss`, "
+            "`score`; or null), `gain`, `gain_error`) |"
+        ),
         "| `fedpact run list` | a list of objects: `run`, `study`, `status`, `message` |",
         "| `fedpact study show` | an object: `digest`, `study` (every default filled in) |",
         (

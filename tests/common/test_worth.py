@@ -14,14 +14,14 @@ RIGHT = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=6
 
 def scores(correct) -> Scores:
     correct = np.array(correct, dtype=bool)
-    return Scores(np.where(correct, 0.25, 1.5).astype(np.float32), correct)
+    return Scores(np.where(correct, 0.25, 1.5).astype(np.float32), correct.astype(np.float32))
 
 
 @given(RIGHT)
 def test_the_error_is_that_of_a_paired_difference(pairs):
     alone, joined = (np.array(side, dtype=float) for side in zip(*pairs, strict=True))
     found = Comparison.of(scores(alone), scores(joined), None)
-    assert found.gain == pytest.approx(found.shared.accuracy - found.alone.accuracy)
+    assert found.gain == pytest.approx(found.shared.score - found.alone.score)
     difference = joined - alone
     assert found.gain_error == pytest.approx(difference.std() / len(pairs) ** 0.5)
     clear = abs(found.gain) > 2 * found.gain_error

@@ -62,16 +62,16 @@ def test_the_losers_are_named_and_a_personal_head_helps_them(run):
     assert (worth.losers[0], worth.alone) == ("Ost", "without noise")
     loser = by_name["Ost"].own
     assert (loser.records, loser.personal, loser.verdict) == (40, None, "lost")
-    assert loser.alone.accuracy > 0.9
-    assert loser.shared.accuracy < 0.5
-    assert loser.gain == pytest.approx(loser.shared.accuracy - loser.alone.accuracy)
+    assert loser.alone.score > 0.9
+    assert loser.shared.score < 0.5
+    assert loser.gain == pytest.approx(loser.shared.score - loser.alone.score)
     assert by_name["Nord"].own.gain > loser.gain
     assert by_name["Ost"].public.records == 80
 
     personal = read_worth(run(personalisation={"method": "private-head"}))
     for site in personal.sites:
         assert site.own.shared is None
-        assert site.own.personal.accuracy > 0.8
+        assert site.own.personal.score > 0.8
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_second_adapter_is_compared_beside_the_shared_one(run, personalisation
     loser = next(
         s for s in read_worth(run(personalisation=personalisation)).sites if s.site == "Ost"
     )
-    assert loser.own.personal.accuracy > 0.8 > loser.own.shared.accuracy
+    assert loser.own.personal.score > 0.8 > loser.own.shared.score
 
 
 def test_run_report_shows_and_draws_it(run, tmp_path):

@@ -16,7 +16,7 @@ _KINDS = (
 
 
 def draw_worth(worth: Worth, path: Path) -> None:
-    """Each site's accuracy alone, shared and personal, in one line; losers in red.
+    """Each site's score alone, shared and personal, in one line; losers in red.
 
     Raises:
         UsageError: matplotlib is not installed.
@@ -35,7 +35,7 @@ def draw_worth(worth: Worth, path: Path) -> None:
                 _line(axes, row, compared)
         axes.set_yticks(range(len(worth.sites)), [site.site for site in worth.sites])
         axes.invert_yaxis()
-        axes.set(title=title, xlabel="accuracy")
+        axes.set(title=title, xlabel=worth.measure)
         axes.grid(axis="x", alpha=0.3)
         for label, site in zip(axes.get_yticklabels(), worth.sites, strict=True):
             label.set_color("tab:red" if site.site in worth.losers else "black")
@@ -46,9 +46,13 @@ def draw_worth(worth: Worth, path: Path) -> None:
 
 
 def draw_course(
-    title: str, rounds: Sequence[int], courses: Mapping[str, Sequence[float | None]], path: Path
+    title: str,
+    measure: str,
+    rounds: Sequence[int],
+    courses: Mapping[str, Sequence[float | None]],
+    path: Path,
 ) -> None:
-    """Accuracies over the rounds of a run, a line for each.
+    """Scores over the rounds of a run, a line for each.
 
     Raises:
         UsageError: matplotlib is not installed.
@@ -59,7 +63,7 @@ def draw_course(
     for name, values in courses.items():
         numbers = [float("nan") if value is None else value for value in values]
         axes.plot(rounds, numbers, marker=".", label=name)
-    axes.set(title=title, xlabel="round", ylabel="accuracy")
+    axes.set(title=title, xlabel="round", ylabel=measure)
     axes.grid(alpha=0.3)
     if courses:
         axes.legend()
@@ -68,12 +72,12 @@ def draw_course(
 
 def _line(axes: Any, row: int, compared: Comparison) -> None:
     scores = {kind: getattr(compared, kind) for kind, _, _ in _KINDS}
-    places = [score.accuracy for score in scores.values() if score is not None]
+    places = [score.score for score in scores.values() if score is not None]
     axes.plot([min(places), max(places)], [row, row], color="lightgray", zorder=1)
     for kind, marker, color in _KINDS:
         if scores[kind] is not None:
             axes.scatter(
-                scores[kind].accuracy, row, marker=marker, color=color, label=kind, zorder=2
+                scores[kind].score, row, marker=marker, color=color, label=kind, zorder=2
             )
 
 

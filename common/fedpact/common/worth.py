@@ -1,4 +1,4 @@
-"""Was it worth joining? Each site's accuracy with what it got, and with what it had alone.
+"""Was it worth joining? Each site's score with what it got, and with what it had alone.
 
 The same records are predicted by both, so the difference has a paired standard error: a site
 whose difference is within two of them has not been shown to gain or to lose.
@@ -26,15 +26,15 @@ class _Part(BaseModel):
 
 
 class Score(_Part):
-    """Mean loss, and the share that is right."""
+    """Mean loss, and the mean of the task's score (of classification the share that is right)."""
 
     loss: float
-    accuracy: float
+    score: float
 
     @classmethod
     def of(cls, scores: Scores) -> Self:
         """The means over some records; at least one."""
-        return cls(loss=float(scores.losses.mean()), accuracy=float(scores.correct.mean()))
+        return cls(loss=float(scores.losses.mean()), score=float(scores.scores.mean()))
 
 
 class Comparison(_Part):
@@ -48,7 +48,7 @@ class Comparison(_Part):
     personal: Score | None
     """What the study's personalisation made of it at this site; None without."""
     gain: float
-    """Accuracy of personal, or of shared where there is none, less that of alone."""
+    """Score of personal, or of shared where there is none, less that of alone."""
     gain_error: float
     """The standard error of that difference, paired by record."""
 
@@ -62,7 +62,7 @@ class Comparison(_Part):
         joined = personal if personal is not None else shared
         if joined is None:
             raise ValueError("nothing to compare with training alone")
-        difference = joined.correct.astype(float) - alone.correct.astype(float)
+        difference = joined.scores.astype(float) - alone.scores.astype(float)
         count = len(difference)
         return cls(
             records=count,
@@ -110,11 +110,13 @@ class Worth(_Part):
     study: str
     study_digest: str
     personalisation: str
+    measure: str
+    """What the task's score is called."""
     alone: Literal["without noise", "with DP"]
     """How sites were trained alone."""
     sites: tuple[SiteWorth, ...]
     losers: tuple[str, ...]
-    """Sites whose accuracy is lower than alone, clearly or not; the greatest loss first."""
+    """Sites whose score is lower than alone, clearly or not; the greatest loss first."""
 
     @classmethod
     def of(cls, study: Study, run: str, sites: Sequence[SiteWorth], *, private: bool) -> Self:
@@ -132,6 +134,7 @@ class Worth(_Part):
             study=study.study.name,
             study_digest=study.digest,
             personalisation=study.personalisation.method,
+            measure=study.task.kind.score,
             alone="with DP" if private else "without noise",
             sites=tuple(sites),
             losers=tuple(s.site for s in sorted(lost, key=lambda s: s.decisive.gain)),
@@ -157,7 +160,7 @@ def table(worth: Worth) -> Table:
     """One line for each site and set of records."""
     losers = ", ".join(worth.losers) or "none"
     found = Table(
-        title=f"{worth.study}: run {worth.run}. Was it worth joining?",
+        title=f"{worth.study}: run {worth.run}. Was it worth joining? By {worth.measure}",
         caption=f"Alone: as many steps, {worth.alone}. ± is one standard error, paired by record. "
         f"Lower than alone: {losers}.",
     )
@@ -177,9 +180,9 @@ def table(worth: Worth) -> Table:
 
 
 def _cells(compared: Comparison) -> tuple[str, ...]:
-    accuracies = (
-        "" if score is None else f"{score.accuracy:.3f}"
+    scores = (
+        "" if score is None else f"{score.score:.3f}"
         for score in (compared.alone, compared.shared, compared.personal)
     )
     gain = f"{compared.gain:+.3f} ± {compared.gain_error:.3f}"
-    return (str(compared.records), *accuracies, gain, compared.verdict)
+    return (str(compared.records), *scores, gain, compared.verdict)

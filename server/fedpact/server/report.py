@@ -31,19 +31,21 @@ class SiteCourse(_Part):
     """What a site said of its own records, round by round."""
 
     site: str
-    accuracy: tuple[float | None, ...]
+    scores: tuple[float | None, ...]
     """Of the adapter that it received, in each round; None where it said nothing."""
 
 
 class RunReport(_Part):
-    """A run's accuracies, and with a simulation what each site would have had alone."""
+    """A run's scores, and with a simulation what each site would have had alone."""
 
     run: str
     study: str
     study_digest: str
+    measure: str
+    """What the task's score is called."""
     rounds: tuple[int, ...]
     public: tuple[float | None, ...]
-    """Accuracy of the shared adapter after each round, on the public test set."""
+    """Score of the shared adapter after each round, on the public test set."""
     sites: tuple[SiteCourse, ...]
     site_metrics: Literal["none", "private", "raw"]
     """How the sites' numbers were let out: with noise, or raw and NOT PRIVATE."""
@@ -63,12 +65,13 @@ class RunReport(_Part):
             run=view.id,
             study=study.study.name,
             study_digest=study.digest,
+            measure=study.task.kind.score,
             rounds=tuple(r.number for r in view.rounds),
             public=tuple(r.accuracy for r in view.rounds),
             sites=tuple(
                 SiteCourse(
                     site=one.name,
-                    accuracy=tuple(
+                    scores=tuple(
                         r.answers[one.name].accuracy if one.name in r.answers else None
                         for r in view.rounds
                     ),
@@ -80,10 +83,10 @@ class RunReport(_Part):
         )
 
     def courses(self) -> tuple[Sequence[int], Mapping[str, Sequence[float | None]]]:
-        """The rounds, and every course of accuracies that is not empty."""
+        """The rounds, and every course of scores that is not empty."""
         found = {"public test set": self.public}
         noisy = " (noisy)" if self.site_metrics == "private" else ""
-        found |= {f"{one.site}{noisy}": one.accuracy for one in self.sites}
+        found |= {f"{one.site}{noisy}": one.scores for one in self.sites}
         known = {name: c for name, c in found.items() if any(a is not None for a in c)}
         return self.rounds, known
 
@@ -122,7 +125,7 @@ def read_report(home: Path, simulation: Path | None, run: str | None) -> RunRepo
 
 
 def draw(report: RunReport, path: Path) -> None:
-    """Draw what each site gained, or where that is not known the accuracies over the rounds.
+    """Draw what each site gained, or where that is not known the scores over the rounds.
 
     Raises:
         UsageError: matplotlib is not installed.
@@ -132,15 +135,18 @@ def draw(report: RunReport, path: Path) -> None:
         figures.draw_worth(report.worth, path)
     else:
         rounds, courses = report.courses()
-        figures.draw_course(f"{report.study}: run {report.run}", rounds, courses, path)
+        figures.draw_course(
+            f"{report.study}: run {report.run}", report.measure, rounds, courses, path
+        )
 
 
 def tables(report: RunReport) -> Group:
     """The report for people."""
     _, courses = report.courses()
     course = Table(title=f"{report.study}: run {report.run}")
-    for heading in ("accuracy on", "first", "last"):
-        course.add_column(heading, justify="left" if heading == "accuracy on" else "right")
+    course.add_column(f"{report.measure} on")
+    for heading in ("first", "last"):
+        course.add_column(heading, justify="right")
     for name, values in courses.items():
         known = [value for value in values if value is not None]
         course.add_row(name, f"{known[0]:.3f}", f"{known[-1]:.3f}")
