@@ -203,20 +203,39 @@ def test_a_second_adapter_that_cannot_be_trained_is_not_told_to_anyone(house, ca
     assert "personal adapter stays" in caplog.text
 
 
+def test_a_site_stands_its_self_test_with_a_proximal_term(house):
+    """Whose pull would draw back the noise of one step in the next."""
+    place = house(training={"proximal_mu": 20.0, "local_steps": 4, "optimizer": "sgd"})
+    _, change = place.ask(shared(place.study))
+    _, free = house(training={"local_steps": 4, "optimizer": "sgd"}).ask(shared(place.study))
+    assert 0 < change.norm < free.norm
+
+
 def test_a_run_folder_keeps_the_round_before_the_newest(tmp_path, tiny):
     folder, study = RunFolder(tmp_path), tiny.study()
     for number in (2, 3, 10, 11):
         some = Weights.from_tensors({"x": np.full(2, number)})
         folder.keep(RUN, study, Kept(number, some, None))
-    assert sorted(path.stem for path in (tmp_path / RUN).glob("*.safetensors")) == ["10", "11"]
+    assert sorted(path.stem for path in (tmp_path / f"run-{RUN}").glob("*.safetensors")) == [
+        "10",
+        "11",
+    ]
     assert [folder.before(RUN, n).number for n in (11, 12)] == [10, 11]
     assert folder.before(RUN, 10) is None
     assert folder.before("another", 5) is None
     with pytest.raises(RunError, match="no round"):
         folder.newest("another")
-    (tmp_path / RUN / "11.safetensors").write_bytes(b"torn")
+    (tmp_path / f"run-{RUN}" / "11.safetensors").write_bytes(b"torn")
     with pytest.raises(StorageError, match="damaged"):
         folder.newest(RUN)
+
+
+@pytest.mark.parametrize("name", ["..", ".", "..."])
+def test_what_a_run_is_called_leads_nowhere_else(tmp_path, tiny, name):
+    runs, some = tmp_path / "home" / "runs", Weights.from_tensors({"x": np.ones(2)})
+    RunFolder(runs).keep(name, tiny.study(), Kept(1, some, None))
+    assert RunFolder(runs).before(name, 2).shared.digest == some.digest
+    assert {path.parent.parent for path in tmp_path.rglob("*.*") if path.is_file()} == {runs}
 
 
 # What cannot work is refused before anyone signs it

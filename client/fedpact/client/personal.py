@@ -78,9 +78,7 @@ class RunFolder:
                 advice="`fedpact client departures` lists the runs that it has answered.",
             )
         with disk_errors():
-            study = Study.from_canonical(
-                (self._folder / run / _STUDY).read_text(encoding="utf-8")
-            )
+            study = Study.from_canonical((self._of(run) / _STUDY).read_text(encoding="utf-8"))
         return study, self._read(run, rounds[-1])
 
     def keep(self, run: str, study: Study, kept: Kept) -> None:
@@ -89,8 +87,8 @@ class RunFolder:
         Raises:
             StorageError: it cannot be written.
         """
-        if not (self._folder / run / _STUDY).exists():
-            write_private(self._folder / run / _STUDY, study.canonical().encode())
+        if not (self._of(run) / _STUDY).exists():
+            write_private(self._of(run) / _STUDY, study.canonical().encode())
         tensors = {_SHARED + name: value for name, value in kept.shared.tensors().items()}
         if kept.personal is not None:
             own = kept.personal.tensors()
@@ -120,11 +118,15 @@ class RunFolder:
         return Kept(number, shared, Weights.from_tensors(own) if own else None)
 
     def _rounds(self, run: str) -> list[int]:
-        files = (self._folder / run).glob("*.safetensors")
+        files = self._of(run).glob("*.safetensors")
         return sorted(int(path.stem) for path in files)
 
     def _path(self, run: str, number: int) -> Path:
-        return self._folder / run / f"{number}.safetensors"
+        return self._of(run) / f"{number}.safetensors"
+
+    def _of(self, run: str) -> Path:
+        # A coordinator may call a run `..`.
+        return self._folder / f"run-{run}"
 
 
 def whole(study: Study, first: Weights, shared: Weights, kept: Kept | None) -> Weights:
