@@ -69,7 +69,8 @@ def house(tmp_path, tiny: TinyBert, data):
     def made(**sections) -> House:
         home = ClientHome(tmp_path / f"home-{next(numbers)}")
         Datasets(home.open_database()).add("notes", data)
-        home.policy.write_text("allow_model_folders = true\n", encoding="utf-8")
+        rules = "allow_model_folders = true\nallow_insecure_seed = true\n"
+        home.policy.write_text(rules, encoding="utf-8")
         return House(home, tiny.study(**sections))
 
     return made
@@ -101,7 +102,7 @@ def test_what_a_site_keeps_is_trained_by_the_same_private_steps_and_never_sent(h
 
     start = whole(place.study, first(place.study), sent, None)
     bench = place.site().workbench
-    bench.fit(place.study, sent, 1)
+    bench.fit(place.study, INSTITUTION, sent, 1)
     mechanism = plan(place.study, INSTITUTION)
     bench.self_test(place.study, INSTITUTION, RUN, 1, mechanism)
     site = place.site()

@@ -138,8 +138,10 @@ def whole(study: Study, first: Weights, shared: Weights, kept: Kept | None) -> W
         shared: as it was received.
         kept: of an earlier round.
     """
+    if not study.personalisation.keeps_tensors:
+        return shared
     adapter = first.overlaid(shared)
-    if study.personalisation.keeps_tensors and kept is not None and kept.personal is not None:
+    if kept is not None and kept.personal is not None:
         adapter = adapter.overlaid(kept.personal)
     return adapter
 

@@ -117,7 +117,8 @@ class Workbench:
             misfit = "The adapter received does not fit the study's model."
             raise ModelError(misfit, told=misfit)
         models.set_rank(model.module, rank)
-        models.require_fit(model.module, weights.manifest)
+        if residual:  # then all of the adapter is there: nothing is kept at sites
+            models.require_fit(model.module, weights.manifest)
         models.set_trained(model.module, study, number)
         return model.trained.select(study.shared(model.trained.names))
 

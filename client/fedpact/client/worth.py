@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedpact.client.personal import Kept, whole
-from fedpact.client.site import plan
 from fedpact.client.workbench import Workbench
 from fedpact.common import model as models
 from fedpact.common import tabular, tasks
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import DataError, StudyError, UsageError, WireError
+from fedpact.common.planned import plan
 from fedpact.common.records import EncodedRecords
 from fedpact.common.study import Study
 from fedpact.common.worth import Comparison, SiteWorth
@@ -52,7 +52,7 @@ class Bench:
             raise StudyError(f"The study {study.study.name} has no noise to train alone with.")
         weights = bench.model(study).first
         for number in range(1, study.training.rounds + 1):
-            bench.fit(study, self._shared(weights), number)
+            bench.fit(study, self.institution, self._shared(weights), number)
             if mechanism is not None:
                 found = bench.train(study, self.institution, weights, self.training, mechanism)
                 weights = weights.plus(found.change)
@@ -83,7 +83,9 @@ class Bench:
             return adapter
         if asked.steps is None:
             return kept.personal if kept is not None else None
-        self.workbench.fit(study, self._shared(adapter), study.training.rounds)
+        self.workbench.fit(
+            study, self.institution, self._shared(adapter), study.training.rounds
+        )
         return self.workbench.train_apart(
             study, self.institution, adapter, self.training, steps=asked.steps
         )

@@ -51,7 +51,7 @@ def require_library() -> None:
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError(
             "A comparison draws its curves with matplotlib, which is not installed.",
-            advice="Install it: pip install 'fedpact[compare]'.",
+            advice="Install it: pip install 'fedpact[figures]'.",
         )
 
 
