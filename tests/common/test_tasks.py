@@ -22,6 +22,7 @@ SECTIONS = {
     "text-classification": {"labels": ["mild", "severe"], "text_pair_column": "other"},
     "multi-label-classification": {"labels": ["itch", "coma", "shock"]},
     "text-regression": {"low": -1.0, "high": 3.0},
+    "token-classification": {"labels": ["O", "B-sign", "I-sign", "B-drug"]},
 }
 
 
@@ -109,6 +110,10 @@ def test_what_is_measured_has_names_and_is_finite(study):
         ("text-regression", {"high": None}, "text-regression needs `high`"),
         ("text-regression", {"low": 3.0}, "`low` must be below `high`"),
         ("multi-label-classification", {"labels": ["a|b", "c"]}, "cannot be told from two"),
+        ("token-classification", {"labels": ["B-x", "I-x"]}, "`labels` need O"),
+        ("token-classification", {"labels": ["O", "x"]}, "'x' is neither O nor B- or I-"),
+        ("token-classification", {"labels": ["O", "I-x"]}, "'I-x' needs B-x"),
+        ("token-classification", {"text_pair_column": "b"}, "does not read `text_pair_column`"),
     ],
 )
 def test_what_a_task_cannot_be_is_refused(tiny, name, fields, why):
@@ -185,6 +190,49 @@ def test_correlations_and_error_by_hand(tiny):
     assert found["pearson"] == pytest.approx(np.corrcoef([0, 0.5, 1.5], [0, 0.25, 1])[0, 1])
     assert found["rmse"] == pytest.approx(4 * np.sqrt((0.25**2 + 0.5**2) / 3))
     assert task.metrics([(0.5, 0.1), (0.5, 0.9)])["pearson"] == 0
+
+
+# Entities
+
+
+def tagged(study, words, tags):
+    task = tasks.for_study(study)
+    table = Table("jsonl", "0" * 64, {"text": words, "label": tags})
+    return encoded(study, rows_for(table, task, "data.jsonl"))
+
+
+def test_a_words_tag_is_at_its_first_token_and_cut_words_are_measured_as_outside(tiny):
+    study = a_study(tiny, "token-classification")
+    words = ["days", "coma", *["a"] * 9]  # [CLS] day ##s coma a a a a a a a [SEP]
+    records = tagged(study, [words], [["O", "B-sign", "I-sign", *["O"] * 7, "B-drug"]])
+    assert records.columns["labels_places"].of(0).tolist() == [1, *range(3, 11), -1, -1]
+    task, batch = tasks.for_study(study), records.collate(np.array([0]), pad_id=0, device=CPU)
+    _, said = task.loss(learned(study), batch)
+    assert said[0, -2:].tolist() == [0, 0]
+    # The loss is the mean over the words that are read; what is said of others changes nothing.
+    logits = task.logits(learned(study), batch)[0, [1, *range(3, 11)]]
+    by_hand = torch.nn.functional.cross_entropy(logits, batch["labels"][0, :9])
+    torch.testing.assert_close(task.loss(learned(study), batch)[0][0], by_hand)
+
+
+def test_tags_that_do_not_fit_are_refused(tiny):
+    study = a_study(tiny, "token-classification")
+    with pytest.raises(DataError, match=r"'1 tags for 2 words' \(1\), 'B-x' \(1\)"):
+        tagged(study, [["a", "coma"], ["a"]], [["O"], ["B-x"]])
+    with pytest.raises(DataError, match="'0 tags for 0 words'"):
+        tagged(study, [[]], [[]])
+    with pytest.raises(DataError, match="'7 as a word'"):
+        tagged(study, [[7]], [["O"]])
+
+
+def test_entities_count_whole_or_not_at_all(tiny):
+    task = tasks.for_study(a_study(tiny, "token-classification"))
+    held = torch.tensor([[1, 2, 0, 3], [0, 0, -100, -100], [0, 1, -100, -100]])
+    said = torch.tensor([[1, 0, 0, 3], [0, 0, -100, -100], [0, 0, -100, -100]])
+    assert task.score(said, {"labels": held}).tolist() == [0.5, 1, 0]
+    found = task.metrics(task.observe(said, {"labels": held}))
+    # Two said, of which one is right, of three that hold.
+    assert found == pytest.approx({"precision": 1 / 2, "recall": 1 / 3, "entity_f1": 0.4})
 
 
 # What stands in cells

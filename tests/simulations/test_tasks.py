@@ -11,45 +11,64 @@ from rich.console import Console
 from fedpact.simulations.simulate import Simulation, simulate
 from support.tiny_bert import some_rows
 
-# Of each task: what stands in [task], what a record's label is, and what is measured.
+SIGNS = {"itch", "coma", "shock", "death"}
+
+
+def with_label(label_of):
+    """Records of a text and what it is labelled with."""
+    return lambda text, label: {
+        "text": text,
+        "other": "a day after",
+        "label": label_of(set(text.split()), label),
+    }
+
+
+def with_tags(text, _):
+    words = text.split()
+    return {"text": words, "label": ["B-sign" if word in SIGNS else "O" for word in words]}
+
+
+# Of each task: what stands in [task], what a record is, and what is measured.
 TASKS = {
     "text-classification": (
         {"labels": ["mild", "severe"], "text_pair_column": "other"},
-        lambda words, label: label,
+        with_label(lambda words, label: label),
         {"accuracy"},
     ),
     "multi-label-classification": (
         {"labels": ["itch", "coma", "shock"]},
-        lambda words, label: "|".join(sorted({"itch", "coma", "shock"} & words)),
+        with_label(lambda words, label: "|".join(sorted({"itch", "coma", "shock"} & words))),
         {"labels_right", "micro_f1", "macro_f1"},
     ),
     "text-regression": (
         {"low": 0.0, "high": 3.0},
-        lambda words, label: len(words & {"coma", "shock", "death"}),
+        with_label(lambda words, label: len(words & {"coma", "shock", "death"})),
         {"closeness", "pearson", "spearman", "rmse"},
+    ),
+    "token-classification": (
+        {"labels": ["O", "B-sign", "I-sign"]},
+        with_tags,
+        {"record_f1", "precision", "recall", "entity_f1"},
     ),
 }
 
 
-def write(path, label_of, records, seed):
-    rows = [
-        {"text": text, "other": "a day after", "label": label_of(set(text.split()), label)}
-        for text, label in some_rows(records, seed)
-    ]
+def write(path, record_of, records, seed):
+    rows = [record_of(text, label) for text, label in some_rows(records, seed)]
     path.write_text("\n".join(map(json.dumps, rows)))
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_is_learned_under_dp(tiny, tmp_path, name):
-    section, label_of, measured = TASKS[name]
+    section, record_of, measured = TASKS[name]
     document = tiny.document(
         training={"rounds": 2, "local_steps": 3, "batch_size": 60, "learning_rate": 0.05},
         privacy={"target_epsilon": 100.0, "target_delta": 1e-3},
         evaluation={"data": "public.jsonl", "site_metrics": "private"},
     )
     document["task"] = {"name": name, **section}
-    write(tmp_path / "data.jsonl", label_of, 240, 0)
-    write(tmp_path / "public.jsonl", label_of, 60, 1)
+    write(tmp_path / "data.jsonl", record_of, 240, 0)
+    write(tmp_path / "public.jsonl", record_of, 60, 1)
 
     (tmp_path / "study.toml").write_text(tomli_w.dumps(document))
     asked = Simulation(

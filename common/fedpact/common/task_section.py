@@ -7,7 +7,7 @@ loads a model library for it. What a task does is in `fedpact.common.tasks`, a f
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -23,7 +23,13 @@ from pydantic import (
 PLAIN = r"^[^\p{Cc}\p{Zl}\p{Zp}\u202a-\u202e\u2066-\u2069]*$"
 Word = Annotated[str, StringConstraints(max_length=500, pattern=PLAIN)]
 MAX_LABELS = 10_000
-TaskName = Literal["text-classification", "multi-label-classification", "text-regression"]
+TaskName = Literal[
+    "text-classification",
+    "multi-label-classification",
+    "text-regression",
+    "token-classification",
+]
+OUTSIDE: Final = "O"  # the tag of a word that is of no entity
 
 
 class Section(BaseModel):
@@ -44,7 +50,10 @@ class Task(Section):
         description="Every label there is, in the order of the model's outputs; for tasks with "
         "labels.",
     )
-    text_column: Word = Field(default="text", description="The column that holds the text.")
+    text_column: Word = Field(
+        default="text",
+        description="The column that holds the text; for token-classification a list of words.",
+    )
     text_pair_column: Word | None = Field(
         default=None,
         min_length=1,
@@ -53,7 +62,8 @@ class Task(Section):
     label_column: Word = Field(
         default="label",
         description="The column that holds the label; for multi-label-classification all of a "
-        "record's labels, with | between them; for text-regression the value.",
+        "record's labels, with | between them; for text-regression the value; for "
+        "token-classification the list of tags.",
     )
     low: float | None = Field(
         default=None,
@@ -136,6 +146,20 @@ def _ordered(task: Task) -> None:
         raise ValueError("`low` must be below `high`")
 
 
+def _begin_inside_outside(task: Task) -> None:
+    if OUTSIDE not in task.labels:
+        raise ValueError(f"`labels` need {OUTSIDE}, the tag of words outside of any entity")
+    for label in task.labels:
+        if label != OUTSIDE and (label[:2] not in ("B-", "I-") or not label[2:]):
+            raise ValueError(f"the tag {label!r} is neither {OUTSIDE} nor B- or I- and a kind")
+        if label[:2] == "I-" and f"B-{label[2:]}" not in task.labels:
+            raise ValueError(f"the tag {label!r} needs B-{label[2:]}, with which it begins")
+
+
+def _kinds_of(labels: tuple[str, ...]) -> str:
+    return ", ".join(dict.fromkeys(label[2:] for label in labels if label != OUTSIDE))
+
+
 KINDS: dict[str, Kind] = {
     "text-classification": Kind(
         reads=(*_TEXT, "labels", "label_column"),
@@ -163,6 +187,15 @@ KINDS: dict[str, Kind] = {
         in_words=lambda task: f"estimate {task.label_column}, from {task.low} to {task.high}",
         guess_loss=lambda _: 0.25,
         check=_ordered,
+    ),
+    "token-classification": Kind(
+        reads=("text_column", "labels", "label_column"),
+        needs=("labels",),
+        head=("classifier",),
+        score="record_f1",
+        in_words=lambda task: f"find in a text what is {_kinds_of(task.labels)}",
+        guess_loss=lambda task: math.log(len(task.labels)),
+        check=_begin_inside_outside,
     ),
 }
 
