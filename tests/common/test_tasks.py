@@ -23,6 +23,7 @@ SECTIONS = {
     "multi-label-classification": {"labels": ["itch", "coma", "shock"]},
     "text-regression": {"low": -1.0, "high": 3.0},
     "token-classification": {"labels": ["O", "B-sign", "I-sign", "B-drug"]},
+    "question-answering": {"text_pair_column": "context"},
 }
 
 
@@ -110,6 +111,7 @@ def test_what_is_measured_has_names_and_is_finite(study):
         ("text-regression", {"high": None}, "text-regression needs `high`"),
         ("text-regression", {"low": 3.0}, "`low` must be below `high`"),
         ("multi-label-classification", {"labels": ["a|b", "c"]}, "cannot be told from two"),
+        ("question-answering", {"text_pair_column": None}, "needs `text_pair_column`"),
         ("token-classification", {"labels": ["B-x", "I-x"]}, "`labels` need O"),
         ("token-classification", {"labels": ["O", "x"]}, "'x' is neither O nor B- or I-"),
         ("token-classification", {"labels": ["O", "I-x"]}, "'I-x' needs B-x"),
@@ -235,6 +237,69 @@ def test_entities_count_whole_or_not_at_all(tiny):
     assert found == pytest.approx({"precision": 1 / 2, "recall": 1 / 3, "entity_f1": 0.4})
 
 
+# Questions
+
+
+def asked(study, question, context, answer, *, start=None, length=12):
+    task = tasks.for_study(study)
+    start = context.find(answer) if start is None else start
+    answers = {"text": [answer] if answer else [], "answer_start": [start] if answer else []}
+    cells = {"text": [question], "context": [context], "label": [answers]}
+    rows = rows_for(Table("jsonl", "0" * 64, cells), task, "data.jsonl")
+    return task.encode(models.load_processor(study), rows, length)
+
+
+@pytest.mark.parametrize(
+    ("question", "context", "answer", "span"),
+    [
+        # [CLS] drug [SEP] the patient had a day ##s after [SEP]
+        ("drug", "the patient had a days after", "days after", [7, 9]),
+        ("drug", "the patient had a days after", "ay", [7, 7]),
+        ("drug", "the patient had a days after", "", [0, 0]),
+        ("drug", "the patient had a days after a coma", "coma", [0, 0]),
+        ("drug", "the patient had a days after a coma", "after a", [9, 10]),
+        ("drug", "the patient had a days after a coma", "a coma", [0, 0]),
+        # Of the question, half of the room is left.
+        ("a a a a a a a a a", "the coma", "coma", [7, 7]),
+    ],
+)
+def test_a_span_is_where_its_answer_is_or_at_the_first_token(
+    tiny, question, context, answer, span
+):
+    study = a_study(tiny, "question-answering")
+    assert asked(study, question, context, answer).labels.tolist() == [span]
+
+
+def test_the_best_span_is_text_again(tiny):
+    study = a_study(tiny, "question-answering")
+    task = tasks.for_study(study)
+    records = asked(study, "drug", "The  patient had a coma!", "patient had")
+    batch = records.collate(np.array([0]), pad_id=0, device=CPU)
+    # [CLS] drug [SEP] the patient had a coma [UNK] [SEP]
+
+    def scores(start, end):
+        logits = torch.zeros(1, 2, batch["input_ids"].shape[1])
+        logits[0, 0, start] = logits[0, 1, end] = 3
+        return task.score(logits, batch).item(), task.observe(logits, batch)
+
+    assert scores(4, 5) == (1, [True])
+    assert scores(3, 5) == (1, [True])  # articles do not count
+    assert scores(4, 7)[0] == pytest.approx(2 * 2 / (2 + 3))
+    assert scores(0, 0) == (0, [False])
+    assert scores(1, 1)[0] == 0  # the question is no answer: the best that is left is none
+    assert task.metrics([True, False]) == {"exact_match": 0.5}
+
+
+def test_answers_that_stand_elsewhere_are_refused(tiny):
+    study = a_study(tiny, "question-answering")
+    with pytest.raises(DataError, match=r"where they say: 'coma at 3' \(1\)"):
+        asked(study, "drug", "the coma", "coma", start=3)
+    with pytest.raises(DataError, match="'coma at -4'"):
+        asked(study, "drug", "the coma", "coma", start=-4)
+    with pytest.raises(DataError, match="no room for a context"):
+        asked(study, "drug", "the coma", "coma", length=4)
+
+
 # What stands in cells
 
 
@@ -243,6 +308,8 @@ def test_entities_count_whole_or_not_at_all(tiny):
     [
         ("list", ["a", "b"], ["a", "b"]),
         ("list", '["a"]', ["a"]),
+        ("object", {"text": []}, {"text": []}),
+        ("object", '{"text": []}', {"text": []}),
         ("bytes", {"bytes": b"png", "path": None}, b"png"),
         ("bytes", "cG5n", b"png"),
         ("maybe", None, ""),

@@ -11,7 +11,7 @@ from rich.console import Console
 from fedpact.simulations.simulate import Simulation, simulate
 from support.tiny_bert import some_rows
 
-SIGNS = {"itch", "coma", "shock", "death"}
+SIGNS = {"itch", "yawn", "sneeze", "coma", "shock", "death"}
 
 
 def with_label(label_of):
@@ -26,6 +26,12 @@ def with_label(label_of):
 def with_tags(text, _):
     words = text.split()
     return {"text": words, "label": ["B-sign" if word in SIGNS else "O" for word in words]}
+
+
+def with_answer(text, _):
+    answer = next(word for word in text.split() if word in SIGNS)
+    where = {"text": [answer], "answer_start": [text.index(answer)]}
+    return {"text": "the patient had", "other": text, "label": where}
 
 
 # Of each task: what stands in [task], what a record is, and what is measured.
@@ -50,6 +56,7 @@ TASKS = {
         with_tags,
         {"record_f1", "precision", "recall", "entity_f1"},
     ),
+    "question-answering": ({"text_pair_column": "other"}, with_answer, {"f1", "exact_match"}),
 }
 
 

@@ -261,6 +261,14 @@ def _list_of(value: Any) -> list[Any]:
     return found
 
 
+def _object_of(value: Any) -> dict[str, Any]:
+    """A JSON object, likewise."""
+    found = json.loads(value) if isinstance(value, str) else value
+    if not isinstance(found, dict):
+        raise TypeError(f"a {type(found).__name__}, not an object")
+    return found
+
+
 def _bytes_of(value: Any) -> bytes:
     """A file's content: as `datasets` writes images and sounds to Parquet, or in base64.
 
@@ -278,5 +286,6 @@ _READERS: dict["Cell", Callable[[Any], Any]] = {
     "text": _text_of,
     "maybe": lambda value: "" if value is None else _text_of(value),
     "list": _list_of,
+    "object": _object_of,
     "bytes": _bytes_of,
 }

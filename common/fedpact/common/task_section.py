@@ -28,6 +28,7 @@ TaskName = Literal[
     "multi-label-classification",
     "text-regression",
     "token-classification",
+    "question-answering",
 ]
 OUTSIDE: Final = "O"  # the tag of a word that is of no entity
 
@@ -57,13 +58,14 @@ class Task(Section):
     text_pair_column: Word | None = Field(
         default=None,
         min_length=1,
-        description="The column of a second text, which is read together with the first.",
+        description="The column of a second text, which is read together with the first; for "
+        "question-answering the context.",
     )
     label_column: Word = Field(
         default="label",
         description="The column that holds the label; for multi-label-classification all of a "
         "record's labels, with | between them; for text-regression the value; for "
-        "token-classification the list of tags.",
+        "token-classification the list of tags; for question-answering the answers.",
     )
     low: float | None = Field(
         default=None,
@@ -133,6 +135,8 @@ class Kind:
     check: Callable[[Task], None] = lambda _: None
 
 
+# Among how many tokens a guess of one is made: what BERT can read.
+_TOKENS = 512
 _TEXT = ("text_column", "text_pair_column")
 
 
@@ -196,6 +200,16 @@ KINDS: dict[str, Kind] = {
         in_words=lambda task: f"find in a text what is {_kinds_of(task.labels)}",
         guess_loss=lambda task: math.log(len(task.labels)),
         check=_begin_inside_outside,
+    ),
+    "question-answering": Kind(
+        reads=(*_TEXT, "label_column"),
+        needs=("text_pair_column",),
+        head=("qa_outputs",),
+        score="f1",
+        in_words=lambda task: (
+            f"find in {task.text_pair_column} what {task.text_column} asks for"
+        ),
+        guess_loss=lambda _: math.log(_TOKENS),
     ),
 }
 

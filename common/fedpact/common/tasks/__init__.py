@@ -14,8 +14,9 @@ from fedpact.common.records import EncodedRecords
 from fedpact.common.study import Study
 
 Rows = Mapping[str, Sequence[Any]]
-# What stands in a column's cells: text; text that may be empty; a list; or a file's bytes.
-Cell = Literal["text", "maybe", "list", "bytes"]
+# What stands in a column's cells: text; text that may be empty; a list; a JSON object; or a
+# file's bytes.
+Cell = Literal["text", "maybe", "list", "object", "bytes"]
 
 
 class Task(Protocol):
