@@ -7,15 +7,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import PeftModel
 from pydantic import ValidationError
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from fedpact.common import evaluation, study_check, tasks
 from fedpact.common import model as models
-from fedpact.common.errors import DataError, UsageError
+from fedpact.common.errors import DataError, ModelError, UsageError
+from fedpact.common.records import CHANCE
 from fedpact.common.study import Study
 from fedpact.common.study_template import template
 from fedpact.common.tabular import Table, rows_for
 from fedpact.common.task_section import KINDS, TaskName
+from fedpact.common.tasks import masking
 
 CPU = torch.device("cpu")
 SECTIONS = {
@@ -24,6 +28,8 @@ SECTIONS = {
     "text-regression": {"low": -1.0, "high": 3.0},
     "token-classification": {"labels": ["O", "B-sign", "I-sign", "B-drug"]},
     "question-answering": {"text_pair_column": "context"},
+    "masked-language-modelling": {},
+    "item-recommendation": {"labels": ["itch", "coma", "shock"]},
 }
 
 
@@ -298,6 +304,119 @@ def test_answers_that_stand_elsewhere_are_refused(tiny):
         asked(study, "drug", "the coma", "coma", start=-4)
     with pytest.raises(DataError, match="no room for a context"):
         asked(study, "drug", "the coma", "coma", length=4)
+
+
+# What is hidden
+
+
+@given(
+    may=st.lists(st.lists(st.booleans(), min_size=9, max_size=9), min_size=1, max_size=4),
+    share=st.floats(0.01, 1),
+    seed=st.integers(0, 2**62 - 1),
+)
+def test_a_share_is_hidden_of_what_may_be_and_one_at_least(may, share, seed):
+    may = torch.tensor(may)
+    numbers = torch.arange(seed, seed + len(may))
+    drawn, _ = masking.draw(may, numbers, share)
+    assert not (drawn & ~may).any()
+    wanted = (share * may.sum(dim=1)).round().clamp(min=1).minimum(may.sum(dim=1))
+    assert drawn.sum(dim=1).tolist() == wanted.tolist()
+    alone, _ = masking.draw(may[-1:, :], numbers[-1:], share)
+    assert torch.equal(alone[0], drawn[-1])
+
+
+def test_words_are_hidden_as_in_bert(tiny):
+    study = a_study(tiny, "masked-language-modelling")
+    task, model = tasks.for_study(study), models.build(study, CPU)
+    records = encoded(study, {"text": [" ".join(["coma"] * 10)] * 4000})
+    batch = records.collate(np.arange(4000), pad_id=0, device=CPU)
+    batch[CHANCE] = torch.arange(4000)
+    drawn, chances = masking.draw(batch["labels"] != -100, batch[CHANCE], 0.15)
+    assert drawn.sum(dim=1).unique().tolist() == [2]
+    read = task._hide(model, batch, drawn, chances)
+    assert torch.equal(read[~drawn], batch["input_ids"][~drawn])
+    mask, coma = models.load_processor(study).convert_tokens_to_ids(["[MASK]", "coma"])
+    assert (read[drawn] == mask).float().mean().item() == pytest.approx(0.8, abs=0.03)
+    assert (read[drawn] == coma).float().mean().item() == pytest.approx(0.1, abs=0.03)
+    assert len(read[drawn].unique()) == model.get_input_embeddings().num_embeddings
+
+
+def test_a_tied_head_is_not_trained(tiny):
+    document = tiny.document(adapter={"modules_to_save": ["decoder"]})
+    document["task"] = {"name": "masked-language-modelling"}
+    with pytest.raises(ValidationError, match="the head is tied to the embeddings"):
+        Study.model_validate(document)
+
+
+def test_a_model_without_a_head_is_no_language_model(tiny, tmp_path):
+    AutoModel.from_pretrained(tiny.folder).save_pretrained(tmp_path)
+    study = a_study(tiny, "masked-language-modelling")
+    base = study.model.model_copy(update={"base": str(tmp_path), "sha256": None})
+    with pytest.raises(ModelError, match=r"lack .* tensors, among them cls"):
+        models.build(study.model_copy(update={"model": base}), CPU)
+
+
+def test_a_language_that_was_learned_is_a_base_model_to_fine_tune(tiny, tmp_path):
+    study = a_study(tiny, "masked-language-modelling")
+    model = learned(study).eval()
+    models.save_peft(tmp_path / "adapter", models.get_adapter(model), study)
+    base, adapter, merged = tiny.folder, tmp_path / "adapter", tmp_path / "merged"
+    # As docs/how-to/choose-a-task.md has it.
+    reader = AutoModelForMaskedLM.from_pretrained(base)
+    reader = PeftModel.from_pretrained(reader, adapter).merge_and_unload()
+    encoder = AutoModel.from_pretrained(base)
+    encoder.load_state_dict(reader.base_model.state_dict(), strict=False)
+    encoder.save_pretrained(merged)
+    AutoTokenizer.from_pretrained(base).save_pretrained(merged)
+
+    document = tiny.document(model={"base": str(merged), "sha256": None})
+    document["model"].pop("sha256")
+    following = models.build(Study.model_validate(document), CPU).eval()
+    ids = torch.tensor([[2, 5, 6, 3]])
+    known = model.base_model.model.bert(ids).last_hidden_state
+    torch.testing.assert_close(following.base_model.model.bert(ids).last_hidden_state, known)
+    unadapted = AutoModel.from_pretrained(base)(ids).last_hidden_state
+    assert (known - unadapted).abs().max() > 0.1
+
+
+# Items
+
+
+def test_in_evaluation_the_last_item_is_hidden_and_no_other(tiny):
+    study = a_study(tiny, "item-recommendation")
+    task, model = tasks.for_study(study), learned(study).eval()
+
+    def read(*items):
+        batch = encoded(study, {"text": [items]}).collate(np.arange(1), pad_id=0, device=CPU)
+        return task.loss(model, batch)[1]
+
+    assert torch.equal(read("itch", "coma"), read("itch", "shock"))
+    assert not torch.equal(read("itch", "coma"), read("coma", "coma"))
+    # Of many, the latest.
+    assert torch.equal(read("coma", *["itch"] * 12), read(*["itch"] * 12))
+
+
+def test_ranks_by_hand(tiny):
+    labels = [f"item {number}" for number in range(12)]
+    task = tasks.for_study(a_study(tiny, "item-recommendation", labels=labels))
+    output = torch.arange(12).float().repeat(4, 1)
+    batch = {"labels": torch.tensor([[0, 11], [0, 10], [2, -100], [1, -100]])}
+    assert task.score(output, batch).tolist() == [1, 1, 1, 0]
+    found = task.metrics(task.observe(output, batch))
+    gains = [1, 1 / np.log2(3), 1 / np.log2(11), 0]
+    assert found["ndcg_at_10"] == pytest.approx(np.mean(gains))
+    # Who says the same of all has said nothing.
+    assert task.score(torch.zeros(4, 12), batch).sum() == 0
+
+
+def test_items_must_be_the_studys_and_tokens_of_the_model(tiny):
+    task = tasks.for_study(a_study(tiny, "item-recommendation"))
+    table = Table("jsonl", "0" * 64, {"text": [["itch", "ache"], []]})
+    with pytest.raises(DataError, match=r"does not know: 'ache' \(1\), 'no item' \(1\)"):
+        rows_for(table, task, "data.jsonl")
+    study = a_study(tiny, "item-recommendation", labels=["itch", "ache"])
+    with pytest.raises(ModelError, match=r"no token for 1 of the study's items, .* 'ache'"):
+        encoded(study)
 
 
 # What stands in cells

@@ -11,6 +11,7 @@ from rich.console import Console
 from fedpact.simulations.simulate import Simulation, simulate
 from support.tiny_bert import some_rows
 
+ITEMS = ["drug", "dose", "day", "death"]
 SIGNS = {"itch", "yawn", "sneeze", "coma", "shock", "death"}
 
 
@@ -55,6 +56,19 @@ TASKS = {
         {"labels": ["O", "B-sign", "I-sign"]},
         with_tags,
         {"record_f1", "precision", "recall", "entity_f1"},
+    ),
+    "masked-language-modelling": (
+        {},
+        lambda text, _: {"text": text},
+        {"hidden_words_right", "perplexity"},
+    ),
+    "item-recommendation": (
+        {"labels": ITEMS},
+        # The first of four follows on the second, wherever one begins.
+        lambda text, _: {
+            "text": [ITEMS[(len(text) + n) % 4] for n in range(len(text) % 3 + 2)]
+        },
+        {"hit_rate_at_10", "ndcg_at_10"},
     ),
     "question-answering": ({"text_pair_column": "other"}, with_answer, {"f1", "exact_match"}),
 }

@@ -8,7 +8,7 @@ import numpy as np
 import tomli_w
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import BertConfig, BertForPreTraining, BertModel, BertTokenizerFast
 
 from fedpact.common.model import file_digest
 from fedpact.common.study import Study
@@ -63,7 +63,7 @@ class TinyBert:
 
 
 def make_tiny_bert(folder: Path) -> TinyBert:
-    """Save a random BERT of two narrow layers, and a WordPiece tokeniser with it."""
+    """Save a random BERT of two narrow layers, with the heads of pre-training, and a WordPiece tokeniser with it."""
     words = (*_SPECIAL, *_NEUTRAL, *(word for words in _TELLING.values() for word in words))
     vocabulary = {word: number for number, word in enumerate(words)}
     backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
@@ -84,7 +84,11 @@ def make_tiny_bert(folder: Path) -> TinyBert:
             # Larger than usual, so that random features tell one word from another.
             initializer_range=0.2,
         )
-        BertModel(config).save_pretrained(folder, safe_serialization=True)
+        base = BertModel(config)
+        model = BertForPreTraining(config)
+        model.bert = base
+        model.tie_weights()
+        model.save_pretrained(folder, safe_serialization=True)
     return TinyBert(folder, file_digest(folder / "model.safetensors"))
 
 

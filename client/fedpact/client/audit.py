@@ -321,10 +321,10 @@ class _CanaryTrainer(Trainer):
         return _CanaryStep(self._add_canaries, *args, **options)
 
     def losses(
-        self, records: EncodedRecords, indices: IntArray, precision: Precision
+        self, records: EncodedRecords, indices: IntArray, precision: Precision, drawn: int = 0
     ) -> Tensor:
         self._micro = self._numbers[indices]
-        losses = super().losses(records, indices, precision)
+        losses = super().losses(records, indices, precision, drawn)
         return losses * torch.from_numpy(self._micro < 0).to(losses)
 
     def _add_canaries(self) -> None:

@@ -278,12 +278,12 @@ def _is_dispersed(counts: npt.NDArray[np.float64], trials: int, q: float) -> boo
 
 
 def _one_step(how: LocalTraining, noise: float | None = None) -> LocalTraining:
-    """One step that sees every record."""
+    """One step that sees every record, and hides of it what any other pass does."""
     mechanism = how.mechanism
     if mechanism is not None:
         sigma = mechanism.noise_multiplier if noise is None else noise
         mechanism = SubsampledGaussian(sigma, 1.0, 1)
-    return replace(how, steps=1, mechanism=mechanism, weight_decay=0.0)
+    return replace(how, steps=1, mechanism=mechanism, weight_decay=0.0, anew=False)
 
 
 def _noise_rate(how: LocalTraining, noise: float) -> float:

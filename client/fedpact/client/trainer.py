@@ -35,7 +35,7 @@ from fedpact.common.model import (
     set_adapter,
 )
 from fedpact.common.randomness import Randomness, SecureRandom
-from fedpact.common.records import EncodedRecords, IntArray
+from fedpact.common.records import CHANCE, EncodedRecords, IntArray
 from fedpact.common.study import Study
 from fedpact.common.tasks import Task
 
@@ -61,6 +61,8 @@ class LocalTraining:
         max_records_per_person: records of one person in a step, at most, where the promise is
             to persons; None: it is to records.
         proximal: μ of FedProx, or λ of Ditto: how strongly each step is pulled to an anchor.
+        anew: whether what a task leaves to chance is drawn anew in each step, which only a
+            self-test does not want.
     """
 
     steps: int
@@ -75,6 +77,7 @@ class LocalTraining:
     max_tokens: int = 4096
     max_records_per_person: int | None = None
     proximal: float = 0.0
+    anew: bool = True
 
     def __post_init__(self) -> None:
         if self.mechanism is not None and self.mechanism.steps != self.steps:
@@ -204,9 +207,10 @@ class Trainer:
         steps, lengths, persons = 0, records.lengths, _persons(records, how)
         with memory_errors(), self._step_for(how, rng, anchor or received) as step:
             for batch in islice(logical_batches(len(records), persons, how, rng), how.steps):
+                drawn = _drawn(rng) if how.anew and CHANCE in records.columns else 0
                 for micro in micro_batches(batch, lengths, how.max_tokens, persons=persons):
                     owners = None if persons is None else self._tensor(persons[micro])
-                    step.add(self.losses(records, micro, how.precision), owners)
+                    step.add(self.losses(records, micro, how.precision, drawn), owners)
                 step.apply()
                 steps += 1
         ran = how.mechanism and replace(how.mechanism, steps=steps)
@@ -283,10 +287,19 @@ class Trainer:
         return pull
 
     def losses(
-        self, records: EncodedRecords, indices: IntArray, precision: Precision
+        self, records: EncodedRecords, indices: IntArray, precision: Precision, drawn: int = 0
     ) -> Tensor:
-        """The loss of each of some records as the model stands, shape [n]."""
+        """The loss of each of some records as the model stands, shape [n].
+
+        Args:
+            records: of which some are taken.
+            indices: which, shape [n].
+            precision: of the forward pass.
+            drawn: what was drawn for a step, where the task leaves something to chance.
+        """
         batch = records.collate(indices, pad_id=self._pad_id, device=self._device)
+        if drawn:
+            batch[CHANCE] ^= drawn
         with self._arithmetic(precision):
             losses, _ = self._task.loss(self._model, batch)
         return losses
@@ -344,6 +357,11 @@ def logical_batches(
         most = how.max_records_per_person
         return person_batches(persons, how.mechanism.sample_rate, most, rng)
     return poisson_batches(records, how.mechanism.sample_rate, rng)
+
+
+def _drawn(rng: Randomness) -> int:
+    """A number below 2^53."""
+    return int(np.ldexp(rng.random(1)[0], 53))
 
 
 def _persons(records: EncodedRecords, how: LocalTraining) -> IntArray | None:

@@ -18,6 +18,9 @@ IntArray = npt.NDArray[np.int64]
 Array = npt.NDArray[np.number]
 _SALT = b"fedpact person"
 TARGET: Final = "labels"
+# Where a task leaves something to chance: a number of each record, which decides it. Training
+# draws one more in each step, and mixes it in.
+CHANCE: Final = "labels_chance"
 
 
 @dataclass(frozen=True, eq=False)

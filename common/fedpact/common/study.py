@@ -561,6 +561,11 @@ class Study(Section):
                 "take part"
             )
         self._has_ranks_that_meet()
+        if not self.task.kind.head and self.adapter.modules_to_save:
+            raise ValueError(
+                f"`adapter.modules_to_save` must be empty for {self.task.name}: the head is tied "
+                "to the embeddings, and neither is trained"
+            )
         self._has_one_unit()
         self._pays_for_metrics()
         self._can_be_personal()

@@ -29,6 +29,8 @@ TaskName = Literal[
     "text-regression",
     "token-classification",
     "question-answering",
+    "masked-language-modelling",
+    "item-recommendation",
 ]
 OUTSIDE: Final = "O"  # the tag of a word that is of no entity
 
@@ -49,11 +51,12 @@ class Task(Section):
         default=(),
         max_length=MAX_LABELS,
         description="Every label there is, in the order of the model's outputs; for tasks with "
-        "labels.",
+        "labels. For item-recommendation every item.",
     )
     text_column: Word = Field(
         default="text",
-        description="The column that holds the text; for token-classification a list of words.",
+        description="The column that holds the text; for token-classification a list of words; "
+        "for question-answering the question; for item-recommendation a list of items.",
     )
     text_pair_column: Word | None = Field(
         default=None,
@@ -137,6 +140,8 @@ class Kind:
 
 # Among how many tokens a guess of one is made: what BERT can read.
 _TOKENS = 512
+# And among how many words: BERT's.
+_WORDS = 30_522
 _TEXT = ("text_column", "text_pair_column")
 
 
@@ -210,6 +215,24 @@ KINDS: dict[str, Kind] = {
             f"find in {task.text_pair_column} what {task.text_column} asks for"
         ),
         guess_loss=lambda _: math.log(_TOKENS),
+    ),
+    "masked-language-modelling": Kind(
+        reads=("text_column",),
+        needs=(),
+        head=(),
+        score="hidden_words_right",
+        in_words=lambda task: f"know the language of {task.text_column}",
+        guess_loss=lambda _: math.log(_WORDS),
+    ),
+    "item-recommendation": Kind(
+        reads=("text_column", "labels"),
+        needs=("labels",),
+        head=("classifier",),
+        score="hit_rate_at_10",
+        in_words=lambda task: (
+            f"say which of {len(task.labels)} items follows on those of {task.text_column}"
+        ),
+        guess_loss=lambda task: math.log(len(task.labels)),
     ),
 }
 

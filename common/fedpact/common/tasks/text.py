@@ -48,7 +48,7 @@ class TextTask:
         return "text"
 
     @property
-    def peft_type(self) -> str:
+    def peft_type(self) -> str | None:
         """One output for a sequence."""
         return "SEQ_CLS"
 
