@@ -361,7 +361,7 @@ def logical_batches(
 
 def _drawn(rng: Randomness) -> int:
     """A number below 2^53."""
-    return int(np.ldexp(rng.random(1)[0], 53))
+    return int(rng.random(1)[0] * 2**53)
 
 
 def _persons(records: EncodedRecords, how: LocalTraining) -> IntArray | None:
