@@ -11,10 +11,15 @@ from rich.console import Console
 from fedpact.simulations.simulate import Simulation, simulate
 from support.tiny_bert import some_rows
 
-# Of each task: what stands in [task], what a record's label is, and what is measured.
+# Of each task (and of some in another way): what stands in [task], what a record's label is, and what is measured.
 TASKS = {
     "text-classification": (
         {"labels": ["mild", "severe"], "text_pair_column": "other"},
+        lambda words, label: label,
+        {"accuracy"},
+    ),
+    "text-classification in windows": (
+        {"labels": ["mild", "severe"], "max_windows": 3, "window_overlap": 1},
         lambda words, label: label,
         {"accuracy"},
     ),
@@ -42,12 +47,15 @@ def write(path, label_of, records, seed):
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_is_learned_under_dp(tiny, tmp_path, name):
     section, label_of, measured = TASKS[name]
+    name, _, in_windows = name.partition(" ")
     document = tiny.document(
         training={"rounds": 2, "local_steps": 3, "batch_size": 60, "learning_rate": 0.05},
         privacy={"target_epsilon": 100.0, "target_delta": 1e-3},
         evaluation={"data": "public.jsonl", "site_metrics": "private"},
     )
     document["task"] = {"name": name, **section}
+    if in_windows:
+        document["training"]["max_length"] = 5
     write(tmp_path / "data.jsonl", label_of, 240, 0)
     write(tmp_path / "public.jsonl", label_of, 60, 1)
 

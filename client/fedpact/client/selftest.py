@@ -308,15 +308,16 @@ def _recorded(probe: _Probe) -> Tensor:
     try:
         loss = probe.trainer.losses(probe.records, everyone, "fp32").sum()
         loss.backward()  # type: ignore[no-untyped-call]
-        samples = [getattr(parameter, "grad_sample", None) for parameter in trained]
+        rows = probe.records.rows(everyone)
+        samples = [dpsgd.by_record(one, len(everyone), rows).flatten(1) for one in trained]
+    except TrainingError as error:
+        raise _failure("A record's gradient is not recorded.") from error
     finally:
         hooks.cleanup()
         optimizer.zero_grad()
         for parameter in trained:
             parameter.__dict__.pop("grad_sample", None)
-    flat = [sample.flatten(1) for sample in samples if sample is not None]
-    _require(len(flat) == len(trained), "A record's gradient is not recorded.")
-    return torch.cat(flat, dim=1).double().cpu()
+    return torch.cat(samples, dim=1).double().cpu()
 
 
 def _by_unit(probe: _Probe, gradients: Tensor) -> Tensor:

@@ -188,7 +188,8 @@ class Trainer:
             for batch in islice(logical_batches(len(records), persons, how, rng), how.steps):
                 for micro in micro_batches(batch, lengths, how.max_tokens, persons=persons):
                     owners = None if persons is None else self._tensor(persons[micro])
-                    step.add(self.losses(records, micro, how.precision), owners)
+                    losses = self.losses(records, micro, how.precision)
+                    step.add(losses, owners, records.rows(micro))
                 step.apply()
                 steps += 1
         ran = how.mechanism and replace(how.mechanism, steps=steps)

@@ -430,6 +430,10 @@ class Study(Section):
     def _fits_together(self) -> Self:
         if self.total_steps > MAX_STEPS:
             raise ValueError(f"`rounds` times `local_steps` is above {MAX_STEPS:,}")
+        if 2 * self.task.window_overlap >= self.training.max_length:
+            raise ValueError(
+                "`task.window_overlap` must be below half of `training.max_length`"
+            )
         names = [institution.name for institution in self.institutions]
         if len(set(names)) != len(names):
             raise ValueError("an institution stands in `institutions` twice")

@@ -50,6 +50,21 @@ class Task(Section):
         min_length=1,
         description="The column of a second text, which is read together with the first.",
     )
+    max_windows: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="Windows of `training.max_length` tokens in which a long text is read, at most; "
+        "the rest is cut. Its prediction is the mean of theirs; it has one loss and one clipped "
+        "gradient.",
+    )
+    window_overlap: int = Field(
+        default=0,
+        ge=0,
+        le=8192,
+        description="Tokens that a window has in common with the one before, at least; below half of "
+        "`training.max_length`.",
+    )
     label_column: Word = Field(
         default="label",
         description="The column that holds the label; for multi-label-classification all of a "
@@ -85,6 +100,10 @@ class Task(Section):
                 raise ValueError(f"{self.name} needs `{name}`")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("a label stands in `labels` twice")
+        if self.max_windows > 1 and self.text_pair_column is not None:
+            raise ValueError("a pair cannot be read in windows: leave out `max_windows`")
+        if self.max_windows == 1 and self.window_overlap:
+            raise ValueError("`window_overlap` needs a `max_windows` above 1")
         kind.check(self)
         return self
 
@@ -123,7 +142,7 @@ class Kind:
     check: Callable[[Task], None] = lambda _: None
 
 
-_TEXT = ("text_column", "text_pair_column")
+_TEXT = ("text_column", "text_pair_column", "max_windows", "window_overlap")
 
 
 def _separable(task: Task) -> None:
