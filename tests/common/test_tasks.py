@@ -11,22 +11,25 @@ from pydantic import ValidationError
 
 from fedpact.common import evaluation, study_check, tasks
 from fedpact.common import model as models
-from fedpact.common.errors import DataError, UsageError
+from fedpact.common.errors import DataError, ModelError, UsageError
 from fedpact.common.study import Study
 from fedpact.common.study_template import template
 from fedpact.common.tabular import Table, rows_for
 from fedpact.common.task_section import KINDS, TaskName
+from support.tiny_others import other_base
 
 CPU = torch.device("cpu")
 SECTIONS = {
     "text-classification": {"labels": ["mild", "severe"], "text_pair_column": "other"},
     "multi-label-classification": {"labels": ["itch", "coma", "shock"]},
     "text-regression": {"low": -1.0, "high": 3.0},
+    "causal-language-modelling": {},
+    "sequence-to-sequence": {},
 }
 
 
 def a_study(tiny, name, **fields) -> Study:
-    document = tiny.document()
+    document = other_base(name, tiny).document()
     document["task"] = {"name": name, **SECTIONS[name], **fields}
     return Study.model_validate(document)
 
@@ -185,6 +188,48 @@ def test_correlations_and_error_by_hand(tiny):
     assert found["pearson"] == pytest.approx(np.corrcoef([0, 0.5, 1.5], [0, 0.25, 1])[0, 1])
     assert found["rmse"] == pytest.approx(4 * np.sqrt((0.25**2 + 0.5**2) / 3))
     assert task.metrics([(0.5, 0.1), (0.5, 0.9)])["pearson"] == 0
+
+
+# Text that is written
+
+
+def test_each_token_is_foretold_and_the_end_of_a_text_that_is_not_cut(tiny):
+    task = tasks.for_study(a_study(tiny, "causal-language-modelling"))
+    tokenizer = models.load_processor(a_study(tiny, "causal-language-modelling"))
+    tokenizer.eos_token = "[MASK]"
+    records = task.encode(tokenizer, {"text": ["the coma", "a day " * 9]}, 6)
+    words = [tokenizer.convert_ids_to_tokens(records.main.of(row)) for row in range(2)]
+    assert words[0] == ["[CLS]", "the", "coma", "[SEP]", "[MASK]"]
+    assert words[1] == ["[CLS]", "a", "day", "a", "day", "[SEP]"]
+
+
+@pytest.mark.parametrize("name", ["causal-language-modelling", "sequence-to-sequence"])
+def test_a_record_loses_the_mean_of_its_tokens_and_perplexity_is_of_all_alike(tiny, name):
+    study = a_study(tiny, name)
+    task, model, records = tasks.for_study(study), learned(study).eval(), encoded(study)
+    losses, seen = [], []
+    for row in range(4):
+        batch = records.collate(np.array([row]), pad_id=0, device=CPU)
+        loss, output = task.loss(model, batch)
+        theirs = model(**{**batch, "labels": batch.get("labels", batch["input_ids"])}).loss
+        torch.testing.assert_close(loss[0], theirs, atol=1e-5, rtol=1e-4)
+        losses.append(float(theirs.detach()) * float(output[0, 2]))
+        seen += task.observe(output, batch)
+    tokens = sum(count for _, count in seen)
+    assert task.metrics(seen)["perplexity"] == pytest.approx(np.exp(sum(losses) / tokens), 1e-4)
+
+
+def test_a_target_longer_than_its_text_counts_in_a_micro_batch(tiny):
+    study = a_study(tiny, "sequence-to-sequence")
+    records = encoded(study, {"text": ["itch", "a day"], "target": ["the coma after", "itch"]})
+    assert records.lengths.tolist() == [5, 4]
+
+
+def test_a_gpt2_that_reads_less_than_the_study_is_refused(tiny):
+    document = a_study(tiny, "causal-language-modelling").model_dump()
+    document["training"]["max_length"] = 17
+    with pytest.raises(ModelError, match="reads 16 tokens"):
+        models.build(Study.model_validate(document), CPU)
 
 
 # What stands in cells

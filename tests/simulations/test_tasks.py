@@ -10,6 +10,7 @@ from rich.console import Console
 
 from fedpact.simulations.simulate import Simulation, simulate
 from support.tiny_bert import some_rows
+from support.tiny_others import other_base
 
 # Of each task (and of some in another way): what stands in [task], what a record's label is, and what is measured.
 TASKS = {
@@ -33,6 +34,16 @@ TASKS = {
         lambda words, label: len(words & {"coma", "shock", "death"}),
         {"closeness", "pearson", "spearman", "rmse"},
     ),
+    "causal-language-modelling": (
+        {},
+        lambda words, label: label,
+        {"token_accuracy", "perplexity"},
+    ),
+    "sequence-to-sequence": (
+        {"target_column": "label"},
+        lambda words, label: "coma shock" if label == "severe" else "itch",
+        {"token_accuracy", "perplexity"},
+    ),
 }
 
 
@@ -48,7 +59,7 @@ def write(path, label_of, records, seed):
 def test_a_task_is_learned_under_dp(tiny, tmp_path, name):
     section, label_of, measured = TASKS[name]
     name, _, in_windows = name.partition(" ")
-    document = tiny.document(
+    document = other_base(name, tiny).document(
         training={"rounds": 2, "local_steps": 3, "batch_size": 60, "learning_rate": 0.05},
         privacy={"target_epsilon": 100.0, "target_delta": 1e-3},
         evaluation={"data": "public.jsonl", "site_metrics": "private"},

@@ -33,7 +33,7 @@ from fedpact.common import accounting, tasks
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import TrainingError
 from fedpact.common.mechanism import SubsampledGaussian
-from fedpact.common.model import adapter_parameters, get_adapter, set_adapter
+from fedpact.common.model import adapter_parameters, dropouts, get_adapter, set_adapter
 from fedpact.common.randomness import SecureRandom
 from fedpact.common.records import EncodedRecords, person_numbers
 from fedpact.common.study import Study
@@ -349,12 +349,11 @@ def _weights(standing: Weights) -> Weights:
 @contextmanager
 def _no_dropout(module: nn.Module) -> Iterator[None]:
     """Two passes over one record must see the same model."""
-    layers = [m for m in module.modules() if isinstance(m, nn.Dropout) and m.p > 0]
-    shares = [layer.p for layer in layers]
+    shares = [(layer, name, getattr(layer, name)) for layer, name in dropouts(module)]
     try:
-        for layer in layers:
-            layer.p = 0.0
+        for layer, name, _ in shares:
+            setattr(layer, name, 0.0)
         yield
     finally:
-        for layer, share in zip(layers, shares, strict=True):
-            layer.p = share
+        for layer, name, share in shares:
+            setattr(layer, name, share)

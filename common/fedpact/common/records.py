@@ -153,8 +153,12 @@ class EncodedRecords:
 
     @property
     def lengths(self) -> IntArray:
-        """Tokens of each record, shape [N]."""
-        return -(-self.main.lengths // self.values_per_token)
+        """Tokens of each record, shape [N]: read or to be written, whichever are more."""
+        read = -(-self.main.lengths // self.values_per_token)
+        target = self.columns.get(TARGET)
+        if target is None or target.offsets is None:
+            return read
+        return np.maximum(read, target.lengths)
 
     @property
     def owners(self) -> IntArray:

@@ -23,7 +23,13 @@ from pydantic import (
 PLAIN = r"^[^\p{Cc}\p{Zl}\p{Zp}\u202a-\u202e\u2066-\u2069]*$"
 Word = Annotated[str, StringConstraints(max_length=500, pattern=PLAIN)]
 MAX_LABELS = 10_000
-TaskName = Literal["text-classification", "multi-label-classification", "text-regression"]
+TaskName = Literal[
+    "text-classification",
+    "multi-label-classification",
+    "text-regression",
+    "causal-language-modelling",
+    "sequence-to-sequence",
+]
 
 
 class Section(BaseModel):
@@ -69,6 +75,10 @@ class Task(Section):
         default="label",
         description="The column that holds the label; for multi-label-classification all of a "
         "record's labels, with | between them; for text-regression the value.",
+    )
+    target_column: Word = Field(
+        default="target",
+        description="The column of the text that is to be written, for sequence-to-sequence.",
     )
     low: float | None = Field(
         default=None,
@@ -145,6 +155,11 @@ class Kind:
 _TEXT = ("text_column", "text_pair_column", "max_windows", "window_overlap")
 
 
+# Of a token, in nats: a language model at work has 2 to 4. A guess among all tokens of a large
+# vocabulary would have 11, and noise for a loss that never comes.
+_TOKEN_LOSS = 5.0
+
+
 def _separable(task: Task) -> None:
     if any("|" in label or label != label.strip() or not label for label in task.labels):
         raise ValueError("a label with | or white space at its ends cannot be told from two")
@@ -182,6 +197,22 @@ KINDS: dict[str, Kind] = {
         in_words=lambda task: f"estimate {task.label_column}, from {task.low} to {task.high}",
         guess_loss=lambda _: 0.25,
         check=_ordered,
+    ),
+    "causal-language-modelling": Kind(
+        reads=("text_column",),
+        needs=(),
+        head=(),
+        score="token_accuracy",
+        in_words=lambda task: f"write on as {task.text_column} does",
+        guess_loss=lambda _: _TOKEN_LOSS,
+    ),
+    "sequence-to-sequence": Kind(
+        reads=("text_column", "target_column"),
+        needs=(),
+        head=(),
+        score="token_accuracy",
+        in_words=lambda task: f"write {task.target_column} of {task.text_column}",
+        guess_loss=lambda _: _TOKEN_LOSS,
     ),
 }
 
