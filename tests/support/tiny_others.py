@@ -68,7 +68,44 @@ def _t5(folder: Path, tokenizer: Path) -> None:
     _with_tokenizer(folder, tokenizer)
 
 
+def _vit(folder: Path, _tokenizer: Path) -> None:
+    from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
+
+    config = ViTConfig(**_NARROW, intermediate_size=32, image_size=16, patch_size=8)
+    config.initializer_range = 0.2
+    ViTModel(config).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
+
+
+def _wav2vec2(folder: Path, norm: str) -> None:
+    from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+
+    config = Wav2Vec2Config(
+        **_NARROW,
+        intermediate_size=32,
+        classifier_proj_size=16,
+        feat_extract_norm=norm,
+        conv_dim=(8, 8, 8),
+        conv_kernel=(10, 8, 4),
+        conv_stride=(10, 8, 4),
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+        do_stable_layer_norm=norm == "layer",
+    )
+    Wav2Vec2Model(config).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(return_attention_mask=norm == "layer").save_pretrained(folder)
+
+
 _MAKERS: dict[str, tuple[Callable[[Path, Path], Any], tuple[str, ...]]] = {
     "causal-language-modelling": (_gpt2, ("c_attn",)),
     "sequence-to-sequence": (_t5, ("q", "v")),
+    "image-classification": (_vit, ("q_proj", "v_proj")),
+    "audio-classification": (
+        lambda folder, _: _wav2vec2(folder, "group"),
+        ("q_proj", "v_proj"),
+    ),
+    "audio-classification layer": (
+        lambda folder, _: _wav2vec2(folder, "layer"),
+        ("q_proj", "v_proj"),
+    ),
 }

@@ -146,7 +146,7 @@ class Training(Section):
         default=128,
         ge=4,
         le=8192,
-        description="Tokens of a text that are read; the rest is cut.",
+        description="Tokens of a text (of a sound, each 20 ms) that are read; the rest is cut.",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="Arithmetic; auto takes bf16 where the device has it."

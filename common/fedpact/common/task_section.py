@@ -29,6 +29,8 @@ TaskName = Literal[
     "text-regression",
     "causal-language-modelling",
     "sequence-to-sequence",
+    "image-classification",
+    "audio-classification",
 ]
 
 
@@ -79,6 +81,16 @@ class Task(Section):
     target_column: Word = Field(
         default="target",
         description="The column of the text that is to be written, for sequence-to-sequence.",
+    )
+    image_column: Word = Field(
+        default="image",
+        description="The column with the content of image files, for image-classification: bytes in "
+        "Parquet, base64 in CSV and JSON lines.",
+    )
+    audio_column: Word = Field(
+        default="audio",
+        description="The column with the content of sound files, for audio-classification; as "
+        "`image_column`.",
     )
     low: float | None = Field(
         default=None,
@@ -213,6 +225,22 @@ KINDS: dict[str, Kind] = {
         score="token_accuracy",
         in_words=lambda task: f"write {task.target_column} of {task.text_column}",
         guess_loss=lambda _: _TOKEN_LOSS,
+    ),
+    "image-classification": Kind(
+        reads=("image_column", "labels", "label_column"),
+        needs=("labels",),
+        head=("classifier",),
+        score="accuracy",
+        in_words=lambda task: f"tell images apart: {', '.join(task.labels)}",
+        guess_loss=lambda task: math.log(len(task.labels)),
+    ),
+    "audio-classification": Kind(
+        reads=("audio_column", "labels", "label_column"),
+        needs=("labels",),
+        head=("projector", "classifier"),
+        score="accuracy",
+        in_words=lambda task: f"tell sounds apart: {', '.join(task.labels)}",
+        guess_loss=lambda task: math.log(len(task.labels)),
     ),
 }
 
