@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fedpact.client import selftest
+from fedpact.client.audit import audit
 from fedpact.client.dpsgd import PrivateStep
+from fedpact.client.membership import attack
 from fedpact.client.site import plan
 from fedpact.client.trainer import LocalTraining
 from fedpact.client.workbench import Workbench
@@ -168,6 +170,15 @@ def test_the_self_test_passes_and_finds_windows_of_others(
     monkeypatch.setattr(Windows, "mean", lambda *args: mean(*args).roll(1, 0))
     with pytest.raises(TrainingError, match="not its own"):
         test()
+
+
+def test_an_audit_and_membership_see_documents(tiny, workbench):
+    study = a_study(tiny)
+    records = documents(study, workbench.model(study)).select(np.arange(10) % len(TEXTS))
+    rng = np.random.default_rng(0)
+    found = audit(study, INSTITUTION, records, workbench, canaries=40, guesses=8, rng=rng)
+    assert (found.canaries, found.contradicted) == (40, False)
+    assert attack(study, INSTITUTION, records, workbench, shadows=0, rng=rng).records == 10
 
 
 def test_a_window_that_is_not_there_says_nothing(tiny, workbench):

@@ -1,6 +1,6 @@
 """Audio classification: the content of a sound file, one of the study's labels.
 
-For the family of wav2vec 2.0 (HuBERT, WavLM and others), which read the waveform itself.
+For the family of wav2vec 2.0 (HuBERT and others), which read the waveform itself.
 """
 
 import io
