@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedpact.client import selftest
+from fedpact.client import dpsgd, selftest
 from fedpact.client.audit import audit
 from fedpact.client.dpsgd import PrivateStep
 from fedpact.client.membership import attack
@@ -172,13 +172,26 @@ def test_the_self_test_passes_and_finds_windows_of_others(
         test()
 
 
-def test_an_audit_and_membership_see_documents(tiny, workbench):
-    study = a_study(tiny)
+@pytest.mark.parametrize("alone", [False, True])
+def test_an_audit_finds_windows_that_are_clipped_alone(tiny, workbench, monkeypatch, alone):
+    document = a_study(tiny).model_dump()
+    document["training"] |= {"rounds": 1, "local_steps": 1, "batch_size": 120}
+    document["privacy"]["target_epsilon"] = 1.0
+    document["adapter"]["r"] = 16
+    study = Study.model_validate(document)
+    # All of three windows, and so are the canaries.
+    records = documents(study, workbench.model(study)).select(np.full(20, 3))
+    if alone:
+        monkeypatch.setattr(dpsgd, "by_record", lambda parameter, *_: parameter.grad_sample)
+    how = {"canaries": 1000, "guesses": 100, "rng": np.random.default_rng(0)}
+    found = audit(study, INSTITUTION, records, workbench, **how)
+    assert found.contradicted == alone
+
+
+def test_membership_is_of_documents(tiny, workbench):
+    study, rng = a_study(tiny), np.random.default_rng(0)
     records = documents(study, workbench.model(study)).select(np.arange(10) % len(TEXTS))
-    rng = np.random.default_rng(0)
-    found = audit(study, INSTITUTION, records, workbench, canaries=40, guesses=8, rng=rng)
-    assert (found.canaries, found.contradicted) == (40, False)
-    assert attack(study, INSTITUTION, records, workbench, shadows=0, rng=rng).records == 10
+    assert attack(study, INSTITUTION, records, workbench, shadows=0, rng=rng).units == 10
 
 
 def test_a_window_that_is_not_there_says_nothing(tiny, workbench):
