@@ -122,6 +122,11 @@ def test_a_task_is_learned_under_dp(tiny, tmp_path, way):
     result, view = simulate(asked, Console(file=StringIO()))
     assert result.status == "completed"
     assert all(0 < site.epsilon <= 100 for site in result.sites)
+    pipeline = view.study.task.kind.pipeline
+    assert any(
+        f"pipeline_tag: {pipeline}" in card.read_text()
+        for card in tmp_path.glob("run/**/README.md")
+    )
     last = result.rounds[-1]
     assert set(last.metrics) == measured
     assert (last.accuracy is None) == ("accuracy" not in measured)

@@ -152,6 +152,7 @@ class Kind:
             are clipped at twice that.
         one_label: whether each record has exactly one of the labels.
         check: raises ValueError where fields do not go together.
+        pipeline: what the Hugging Face hub calls such a task.
     """
 
     reads: tuple[str, ...]
@@ -162,6 +163,7 @@ class Kind:
     guess_loss: Callable[[Task], float]
     one_label: bool = False
     check: Callable[[Task], None] = lambda _: None
+    pipeline: str = "text-classification"
 
 
 _TEXT = ("text_column", "text_pair_column", "max_windows", "window_overlap")
@@ -217,6 +219,7 @@ KINDS: dict[str, Kind] = {
         score="token_accuracy",
         in_words=lambda task: f"write on as {task.text_column} does",
         guess_loss=lambda _: _TOKEN_LOSS,
+        pipeline="text-generation",
     ),
     "sequence-to-sequence": Kind(
         reads=("text_column", "target_column"),
@@ -225,6 +228,7 @@ KINDS: dict[str, Kind] = {
         score="token_accuracy",
         in_words=lambda task: f"write {task.target_column} of {task.text_column}",
         guess_loss=lambda _: _TOKEN_LOSS,
+        pipeline="text2text-generation",
     ),
     "image-classification": Kind(
         reads=("image_column", "labels", "label_column"),
@@ -233,6 +237,7 @@ KINDS: dict[str, Kind] = {
         score="accuracy",
         in_words=lambda task: f"tell images apart: {', '.join(task.labels)}",
         guess_loss=lambda task: math.log(len(task.labels)),
+        pipeline="image-classification",
     ),
     "audio-classification": Kind(
         reads=("audio_column", "labels", "label_column"),
@@ -241,6 +246,7 @@ KINDS: dict[str, Kind] = {
         score="accuracy",
         in_words=lambda task: f"tell sounds apart: {', '.join(task.labels)}",
         guess_loss=lambda task: math.log(len(task.labels)),
+        pipeline="audio-classification",
     ),
 }
 
