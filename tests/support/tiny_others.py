@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from shutil import copy
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from fedpact.common.model import file_digest
 from support.tiny_bert import TinyBert
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+_KEPT: list[TemporaryDirectory] = []  # until the process ends
 _NARROW = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
@@ -38,7 +39,8 @@ def other_base(task: str, tiny: TinyBert) -> TinyBert:
 @cache
 def _made(task: str, tokenizer: Path) -> OtherBase:
     make, target_modules = _MAKERS[task]
-    folder = Path(mkdtemp(prefix="fedpact-tiny-"))
+    _KEPT.append(kept := TemporaryDirectory(prefix="fedpact-tiny-"))
+    folder = Path(kept.name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         make(folder, tokenizer)
