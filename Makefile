@@ -14,7 +14,7 @@ help:  ## this list
 	touch $@
 
 .venv/dev.stamp: .venv/demo.stamp
-	$(PIP) --editable '.[demo,dev,figures,postgres,simulation]'
+	$(PIP) --editable '.[demo,dev,figures,media,postgres,simulation]'
 	touch $@
 
 demo: .venv/demo.stamp  ## a whole federation on this machine (about five minutes)

@@ -47,10 +47,13 @@ def _clip_the_mean(optimizer: Any) -> None:
 
 
 def _clip_each_record(
-    step: dpsgd.PrivateStep, losses: torch.Tensor, persons: torch.Tensor | None = None
+    step: dpsgd.PrivateStep,
+    losses: torch.Tensor,
+    persons: torch.Tensor | None = None,
+    rows: int = 1,
 ) -> None:
     """DP-SGD as for records, where the promise is to persons."""
-    del persons
+    del persons, rows
     _add(step, losses)
 
 

@@ -1,13 +1,17 @@
 """Every task: its study, its records, its losses, its scores."""
 
+import sys
 import typing
+from io import BytesIO
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
+from PIL import Image
 from pydantic import ValidationError
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
@@ -20,6 +24,7 @@ from fedpact.common.study_template import template
 from fedpact.common.tabular import Table, rows_for
 from fedpact.common.task_section import KINDS, TaskName
 from fedpact.common.tasks import masking
+from support.tiny_others import other_base
 
 CPU = torch.device("cpu")
 SECTIONS = {
@@ -30,11 +35,15 @@ SECTIONS = {
     "question-answering": {"text_pair_column": "context"},
     "masked-language-modelling": {},
     "item-recommendation": {"labels": ["itch", "coma", "shock"]},
+    "causal-language-modelling": {},
+    "sequence-to-sequence": {},
+    "image-classification": {"labels": ["dark", "bright"]},
+    "audio-classification": {"labels": ["low", "high"]},
 }
 
 
 def a_study(tiny, name, **fields) -> Study:
-    document = tiny.document()
+    document = other_base(name, tiny).document()
     document["task"] = {"name": name, **SECTIONS[name], **fields}
     return Study.model_validate(document)
 
@@ -86,7 +95,8 @@ def test_each_loss_is_its_own_records_and_scores_are_shares(study):
     losses, output = task.loss(model, batch)
     scores = task.score(output, batch)
     assert losses.shape == scores.shape == (4,)
-    assert losses.min() > 0
+    assert losses.min() >= 0
+    assert losses.max() > 0
     assert 0 <= scores.min() <= scores.max() <= 1
     for index in range(4):
         alone = records.collate(np.array([index]), pad_id=0, device=CPU)
@@ -417,6 +427,138 @@ def test_items_must_be_the_studys_and_tokens_of_the_model(tiny):
     study = a_study(tiny, "item-recommendation", labels=["itch", "ache"])
     with pytest.raises(ModelError, match=r"no token for 1 of the study's items, .* 'ache'"):
         encoded(study)
+
+
+# Text that is written
+
+
+def test_each_token_is_foretold_and_the_end_of_a_text_that_is_not_cut(tiny):
+    task = tasks.for_study(a_study(tiny, "causal-language-modelling"))
+    tokenizer = models.load_processor(a_study(tiny, "causal-language-modelling"))
+    tokenizer.eos_token = "[MASK]"
+    records = task.encode(tokenizer, {"text": ["the coma", "a day " * 9]}, 6)
+    words = [tokenizer.convert_ids_to_tokens(records.main.of(row)) for row in range(2)]
+    assert words[0] == ["[CLS]", "the", "coma", "[SEP]", "[MASK]"]
+    assert words[1] == ["[CLS]", "a", "day", "a", "day", "[SEP]"]
+
+
+@pytest.mark.parametrize("name", ["causal-language-modelling", "sequence-to-sequence"])
+def test_a_record_loses_the_mean_of_its_tokens_and_perplexity_is_of_all_alike(tiny, name):
+    study = a_study(tiny, name)
+    task, model, records = tasks.for_study(study), learned(study).eval(), encoded(study)
+    losses, seen = [], []
+    for row in range(4):
+        batch = records.collate(np.array([row]), pad_id=0, device=CPU)
+        loss, output = task.loss(model, batch)
+        theirs = model(**{**batch, "labels": batch.get("labels", batch["input_ids"])}).loss
+        torch.testing.assert_close(loss[0], theirs, atol=1e-5, rtol=1e-4)
+        losses.append(float(theirs.detach()) * float(output[0, 2]))
+        seen += task.observe(output, batch)
+    tokens = sum(count for _, count in seen)
+    assert task.metrics(seen)["perplexity"] == pytest.approx(np.exp(sum(losses) / tokens), 1e-4)
+
+
+def test_a_target_longer_than_its_text_counts_in_a_micro_batch(tiny):
+    study = a_study(tiny, "sequence-to-sequence")
+    records = encoded(study, {"text": ["itch", "a day"], "target": ["the coma after", "itch"]})
+    assert records.lengths.tolist() == [5, 4]
+
+
+def test_a_gpt2_that_reads_less_than_the_study_is_refused(tiny):
+    document = a_study(tiny, "causal-language-modelling").model_dump()
+    document["training"]["max_length"] = 17
+    with pytest.raises(ModelError, match="reads 16 tokens"):
+        models.build(Study.model_validate(document), CPU)
+
+
+# Images
+
+
+def an_image(mode="RGB"):
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 14, 3)).astype(np.uint8)
+    sink = BytesIO()
+    Image.fromarray(pixels).convert(mode).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def test_pixels_are_the_processors_to_less_than_a_step_of_colour(tiny):
+    study = a_study(tiny, "image-classification")
+    processor = models.load_processor(study)
+    records = encoded(study, {"image": [an_image()], "label": ["dark"]})
+    found = records.collate(np.array([0]), pad_id=0, device=CPU)["pixel_values"]
+    picture = Image.open(BytesIO(an_image()))
+    plainly = processor(picture, return_tensors="pt")["pixel_values"]
+    step = 1 / 255 / max(processor.image_std)
+    assert (found - plainly).abs().max() < step / 4
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
+def test_images_of_other_kinds_are_read_in_colour(tiny, mode):
+    rows = {"image": [an_image(mode)], "label": ["dark"]}
+    assert encoded(a_study(tiny, "image-classification"), rows).main.values.shape[1] == 3
+
+
+@pytest.mark.parametrize("content", [b"no image", an_image()[:60], b""])
+def test_what_is_no_image_is_refused_by_its_number(tiny, content):
+    rows = {"image": [an_image(), content], "label": ["dark", "dark"]}
+    with pytest.raises(DataError, match="Record 2: its image cannot be read"):
+        encoded(a_study(tiny, "image-classification"), rows)
+
+
+# Sounds
+
+
+def a_sound(samples=1600, rate=16_000, channels=1):
+    wave = np.random.default_rng(0).uniform(-0.1, 0.3, (samples, channels))
+    sink = BytesIO()
+    soundfile.write(sink, wave, rate, format="WAV")
+    return sink.getvalue()
+
+
+def test_a_sound_is_the_mean_of_its_channels_cut_and_normalised_by_itself(tiny):
+    rows = {"audio": [a_sound(channels=2), a_sound(9999)], "label": ["low", "high"]}
+    records = encoded(a_study(tiny, "audio-classification"), rows)
+    assert records.main.lengths.tolist() == [1600, 12 * 320]
+    assert records.lengths.tolist() == [5, 12]
+    for row in range(2):
+        wave = records.main.of(row)
+        assert wave.mean() == pytest.approx(0, abs=1e-5)
+        assert wave.std() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"no sound", "Record 1: its sound cannot be read"),
+        (a_sound(rate=8000), "has 8000 samples a second, the model hears 16000.* Resample"),
+        (a_sound(399), "has 399 samples, 400 are needed"),
+    ],
+)
+def test_sounds_that_cannot_be_heard_are_refused(tiny, content, why):
+    with pytest.raises(DataError, match=why):
+        encoded(a_study(tiny, "audio-classification"), {"audio": [content], "label": ["low"]})
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_the_head_says_what_the_librarys_says(tiny, norm):
+    base = other_base("audio-classification" + " layer" * (norm == "layer"), tiny)
+    document = base.document(task={"name": "audio-classification", "labels": ["low", "high"]})
+    study = Study.model_validate(document)
+    task, model = tasks.for_study(study), learned(study).eval()
+    wave = encoded(study, {"audio": [a_sound(12 * 320)], "label": ["low"]})
+    batch = wave.collate(np.array([0]), pad_id=0, device=CPU)
+    theirs = model(batch["input_values"], attention_mask=batch["attention_mask"]).logits
+    torch.testing.assert_close(task.loss(model, batch)[1], theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("library", "name"),
+    [("PIL", "image-classification"), ("soundfile", "audio-classification")],
+)
+def test_what_reads_files_is_an_extra(tiny, monkeypatch, library, name):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(DataError, match=r"fedpact\[media\]"):
+        tasks.for_study(a_study(tiny, name)).invented()
 
 
 # What stands in cells

@@ -314,7 +314,7 @@ class _CanaryTrainer(Trainer):
             for parameter in models.adapter_parameters(model.module).values()
             if parameter.requires_grad
         ]
-        self._micro = numbers[:0]
+        self._micro, self._rows = numbers[:0], 1
         self.signs: npt.NDArray[np.float64] = np.ones(len(canaries.places))
 
     def _canary_step(self, *args: Any, **options: Any) -> PrivateStep:
@@ -323,19 +323,23 @@ class _CanaryTrainer(Trainer):
     def losses(
         self, records: EncodedRecords, indices: IntArray, precision: Precision, drawn: int = 0
     ) -> Tensor:
-        self._micro = self._numbers[indices]
+        self._micro, self._rows = self._numbers[indices], records.rows(indices)
         losses = super().losses(records, indices, precision, drawn)
         return losses * torch.from_numpy(self._micro < 0).to(losses)
 
     def _add_canaries(self) -> None:
-        """Give the canaries of the micro-batch their gradients, in place of none."""
+        """Give the canaries of the micro-batch their gradients, in place of none.
+
+        Each window of a document gets the whole: were they clipped alone, it would show.
+        """
         sizes = [parameter.numel() for parameter in self._parameters]
         gradients = self._canaries.gradients(self._micro, sum(sizes))
         gradients *= (self._length * self.signs[self._micro, None]).astype(np.float32)
         pieces = torch.split(torch.from_numpy(gradients), sizes, dim=1)
         for parameter, piece in zip(self._parameters, pieces, strict=True):
             recorded: Tensor = parameter.grad_sample  # type: ignore[attr-defined]
-            recorded += piece.reshape(recorded.shape).to(recorded)
+            windows = piece.repeat_interleave(self._rows, dim=0)
+            recorded += windows.reshape(recorded.shape).to(recorded)
 
 
 class _CanaryStep(PrivateStep):

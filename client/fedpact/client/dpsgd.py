@@ -8,7 +8,8 @@ Rules, each of which has a test:
 2. The optimiser holds what requires a gradient, all of it and nothing else.
 3. Each record's gradient, over all those parameters together, is clipped to `max_grad_norm`,
    or under automatic clipping (Bu et al. 2023) scaled to just below it: C g / (|g| + γ). What is
-   not finite in it counts as zero. Where the promise is to persons, it is the mean of
+   not finite in it counts as zero. A record that goes through the model in some windows is one
+   record: the windows' gradients are added first. Where the promise is to persons, it is the mean of
    a person's gradients that is clipped: one person moves the sum by no more than that.
 4. Noise is added once for each logical batch, not for each micro-batch.
 5. The noised sum is divided by the *expected* batch size, which is public, never by the
@@ -41,8 +42,11 @@ AUTOMATIC = 0.01
 class Step(Protocol):
     """One optimiser step over a logical batch that comes in micro-batches."""
 
-    def add(self, losses: Tensor, persons: Tensor | None = None) -> None:
-        """Take in a micro-batch: the loss of each of its records, and whose it is, shape [n]."""
+    def add(self, losses: Tensor, persons: Tensor | None = None, rows: int = 1) -> None:
+        """Take in a micro-batch: the loss of each of its records, and whose it is, shape [n].
+
+        Each record has gone through the model in `rows` rows, next to each other.
+        """
         ...
 
     def apply(self) -> None:
@@ -63,9 +67,9 @@ class PlainStep:
         self._optimizer.zero_grad()  # what a step that was given up may have left
         self._records = 0
 
-    def add(self, losses: Tensor, persons: Tensor | None = None) -> None:
+    def add(self, losses: Tensor, persons: Tensor | None = None, rows: int = 1) -> None:
         """Take in a micro-batch: the loss of each of its records, shape [n]."""
-        del persons  # nothing is clipped
+        del persons, rows  # nothing is clipped
         losses.sum().backward()  # type: ignore[no-untyped-call]
         self._records += len(losses)
 
@@ -134,7 +138,7 @@ class PrivateStep:
     ) -> None:
         self.close()
 
-    def add(self, losses: Tensor, persons: Tensor | None = None) -> None:
+    def add(self, losses: Tensor, persons: Tensor | None = None, rows: int = 1) -> None:
         """Take in a micro-batch: the loss of each of its records, shape [n].
 
         The forward pass must come after this object was made, and each loss must depend on
@@ -144,6 +148,7 @@ class PrivateStep:
             losses: shape [n].
             persons: whose each record is, shape [n]: equal numbers are clipped together, so
                 all of a person's records must be here. None: each is clipped alone.
+            rows: through how many rows of the model each record went, next to each other.
 
         Raises:
             TrainingError: the model is not in training mode, its parameters were replaced,
@@ -157,12 +162,7 @@ class PrivateStep:
         self._check_parameters()
         self._backward(losses)
         for parameter in self._parameters:
-            recorded: Tensor | None = getattr(parameter, "grad_sample", None)
-            if recorded is None or recorded.shape != (len(losses), *parameter.shape):
-                raise TrainingError(
-                    "A trained parameter has no gradient for each record.",
-                    advice="Each needs one loss, from a forward pass after this step began.",
-                )
+            recorded = by_record(parameter, len(losses), rows)
             # An adapter can be made so that one record alone overflows, and clipping leaves
             # what is not a number as it is: the whole update would then tell of that record.
             samples = recorded if persons is None else _mean_by_person(recorded, persons)
@@ -259,6 +259,28 @@ class RecordHooks(GradSampleHooks):  # type: ignore[misc]  # opacus has no types
         **GradSampleHooks.GRAD_SAMPLERS,
         nn.Linear: _linear_in_float32,
     }
+
+
+def by_record(parameter: nn.Parameter, records: int, rows: int) -> Tensor:
+    """Each record's gradient as the hooks recorded it, shape [records, *shape].
+
+    Args:
+        parameter: one that is trained.
+        records: how many went through the model.
+        rows: in how many rows each of them did, next to each other: they are added.
+
+    Raises:
+        TrainingError: there are not as many rows, or none.
+    """
+    recorded: Tensor | None = getattr(parameter, "grad_sample", None)
+    if recorded is None or recorded.shape != (records * rows, *parameter.shape):
+        raise TrainingError(
+            "A trained parameter has no gradient for each record.",
+            advice="Each needs one loss, from a forward pass after this step began.",
+        )
+    return (
+        recorded if rows == 1 else recorded.reshape(records, rows, *parameter.shape).sum(dim=1)
+    )
 
 
 def _mean_by_person(samples: Tensor, persons: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from fedpact.common.study import Study
 
 log = logging.getLogger(__name__)
 
-_LAYOUT = 3
+_LAYOUT = 4
 _DIGEST, _SHAPE = b"fedpact_sha256", b"fedpact_shape"
 _PERSONS = " persons"  # no model calls an input so
 
@@ -109,7 +109,11 @@ def _shape(records: EncodedRecords) -> bytes:
         name: {"pad": column.pad, "shape": column.values.shape[1:]}
         for name, column in records.columns.items()
     }
-    shape = {"columns": columns, "values_per_token": records.values_per_token}
+    shape = {
+        "columns": columns,
+        "values_per_token": records.values_per_token,
+        "window": records.window,
+    }
     return json.dumps(shape).encode()
 
 
@@ -167,7 +171,8 @@ def _read(path: Path, *_identity: int) -> EncodedRecords | None:
             name: _from_arrow(table.column(name).chunk(0), **how)
             for name, how in shape["columns"].items()
         }
-        records = EncodedRecords(columns, _persons(table), shape["values_per_token"])
+        persons, window = _persons(table), shape["window"]
+        records = EncodedRecords(columns, persons, shape["values_per_token"], window)
         damaged = table.schema.metadata.get(_DIGEST) != _digest(records)
     except (
         pa.ArrowException,

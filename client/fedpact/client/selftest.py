@@ -33,7 +33,7 @@ from fedpact.common import accounting, tasks
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import TrainingError
 from fedpact.common.mechanism import SubsampledGaussian
-from fedpact.common.model import adapter_parameters, get_adapter, set_adapter
+from fedpact.common.model import adapter_parameters, dropouts, get_adapter, set_adapter
 from fedpact.common.randomness import SecureRandom
 from fedpact.common.records import EncodedRecords, person_numbers
 from fedpact.common.study import Study
@@ -309,15 +309,16 @@ def _recorded(probe: _Probe) -> Tensor:
     try:
         loss = probe.trainer.losses(probe.records, everyone, "fp32").sum()
         loss.backward()  # type: ignore[no-untyped-call]
-        samples = [getattr(parameter, "grad_sample", None) for parameter in trained]
+        rows = probe.records.rows(everyone)
+        samples = [dpsgd.by_record(one, len(everyone), rows).flatten(1) for one in trained]
+    except TrainingError as error:
+        raise _failure("A record's gradient is not recorded.") from error
     finally:
         hooks.cleanup()
         optimizer.zero_grad()
         for parameter in trained:
             parameter.__dict__.pop("grad_sample", None)
-    flat = [sample.flatten(1) for sample in samples if sample is not None]
-    _require(len(flat) == len(trained), "A record's gradient is not recorded.")
-    return torch.cat(flat, dim=1).double().cpu()
+    return torch.cat(samples, dim=1).double().cpu()
 
 
 def _by_unit(probe: _Probe, gradients: Tensor) -> Tensor:
@@ -349,12 +350,11 @@ def _weights(standing: Weights) -> Weights:
 @contextmanager
 def _no_dropout(module: nn.Module) -> Iterator[None]:
     """Two passes over one record must see the same model."""
-    layers = [m for m in module.modules() if isinstance(m, nn.Dropout) and m.p > 0]
-    shares = [layer.p for layer in layers]
+    shares = [(layer, name, getattr(layer, name)) for layer, name in dropouts(module)]
     try:
-        for layer in layers:
-            layer.p = 0.0
+        for layer, name, _ in shares:
+            setattr(layer, name, 0.0)
         yield
     finally:
-        for layer, share in zip(layers, shares, strict=True):
-            layer.p = share
+        for layer, name, share in shares:
+            setattr(layer, name, share)

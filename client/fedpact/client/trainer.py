@@ -210,7 +210,8 @@ class Trainer:
                 drawn = _drawn(rng) if how.anew and CHANCE in records.columns else 0
                 for micro in micro_batches(batch, lengths, how.max_tokens, persons=persons):
                     owners = None if persons is None else self._tensor(persons[micro])
-                    step.add(self.losses(records, micro, how.precision, drawn), owners)
+                    losses = self.losses(records, micro, how.precision, drawn)
+                    step.add(losses, owners, records.rows(micro))
                 step.apply()
                 steps += 1
         ran = how.mechanism and replace(how.mechanism, steps=steps)

@@ -51,6 +51,7 @@ _VOCABULARIES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
+_POSITIONS = ("position_embeddings", "wpe")  # as BERT and GPT-2 call them
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
 
 
@@ -140,6 +141,9 @@ def load_tokenizer(study: Study) -> Any:
         raise ModelError(
             f"The tokeniser in {folder} cannot be read: {_first_line(error)}", advice=advice
         ) from error
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        # GPT-2 and its kin have none. Which it is does not matter: nothing looks at it.
+        tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         raise ModelError(f"The tokeniser in {folder} has no padding token.")
     return tokenizer
@@ -219,11 +223,12 @@ def build(study: Study, device: torch.device) -> nn.Module:
     _require_length(base, study)
     base.to(device)
     if not study.training.dropout:
-        for module in base.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+        for layer, name in dropouts(base):
+            setattr(layer, name, 0.0)
     # The adapter names the model as the study does, not the folder that it came from here.
     warnings.filterwarnings("ignore", message=r"The PEFT config's .base_model_name_or_path")
+    # GPT-2's layers hold their weights the other way round, which PEFT sees for itself.
+    warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
     try:
         model: nn.Module = peft.get_peft_model(base, lora_config(study, pooling))
     except ValueError as error:
@@ -240,6 +245,20 @@ def _pooling(study: Study, folder: Path) -> Pooling:
     return Pooling.of(folder, study.model.pooling)
 
 
+def dropouts(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Where a model holds a share to drop out: the layer, and the attribute's name.
+
+    Some families have a layer for it, some a number in another layer.
+    """
+    return [
+        (layer, name)
+        for layer in model.modules()
+        for name, value in vars(layer).items()
+        if isinstance(value, float)
+        and (name == "p" if isinstance(layer, nn.Dropout) else "drop" in name)
+    ]
+
+
 def _require_whole(folder: Path, missing: Iterable[str], study: Study) -> None:
     """Whatever the weights lack, each site would draw for itself; the head comes with the adapter."""
     head = set(study.adapter.modules_to_save)
@@ -253,7 +272,7 @@ def _require_whole(folder: Path, missing: Iterable[str], study: Study) -> None:
 def _require_length(base: nn.Module, study: Study) -> None:
     """A longer text would fail in the midst of training, and tell that there is one."""
     for name, module in base.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+        if name.endswith(_POSITIONS) and isinstance(module, nn.Embedding):
             # RoBERTa counts positions from after its padding token's number.
             offset = 0 if module.padding_idx is None else module.padding_idx + 1
             longest = module.num_embeddings - offset

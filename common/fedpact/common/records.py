@@ -93,11 +93,14 @@ class EncodedRecords:
             where nobody asked.
         values_per_token: how many values of the main input the model makes one token of: 1
             for text, 320 for the wav2vec family, 768 for patches of 16 by 16 pixels.
+        window: how many values of the main input go through the model in one row; a longer
+            record is some windows of that length end to end. None: each record is one row.
     """
 
     columns: Mapping[str, Column]
     persons: IntArray | None = None
     values_per_token: int = 1
+    window: int | None = None
 
     @classmethod
     def from_lists(
@@ -105,6 +108,7 @@ class EncodedRecords:
         ids: Sequence[Sequence[int]],
         labels: Sequence[Any] | npt.NDArray[Any],
         persons: IntArray | None = None,
+        window: int | None = None,
         **more: Column,
     ) -> Self:
         """Records of text.
@@ -114,6 +118,7 @@ class EncodedRecords:
             labels: each record's target, shape [N] or [N, k]: numbers of labels, or amounts
                 as an array of floats.
             persons: as above.
+            window: as above.
             more: further columns.
         """
         amounts = isinstance(labels, np.ndarray) and labels.dtype.kind == "f"
@@ -122,7 +127,7 @@ class EncodedRecords:
             **more,
             TARGET: Column(np.asarray(labels, dtype=np.float32 if amounts else np.int64)),
         }
-        return cls(columns, persons)
+        return cls(columns, persons, window=window)
 
     def __len__(self) -> int:
         return len(self.main)
@@ -151,8 +156,12 @@ class EncodedRecords:
 
     @property
     def lengths(self) -> IntArray:
-        """Tokens of each record, shape [N]."""
-        return -(-self.main.lengths // self.values_per_token)
+        """Tokens of each record, shape [N]: read or to be written, whichever are more."""
+        read = -(-self.main.lengths // self.values_per_token)
+        target = self.columns.get(TARGET)
+        if target is None or target.offsets is None:
+            return read
+        return np.maximum(read, target.lengths)
 
     @property
     def owners(self) -> IntArray:
@@ -160,6 +169,12 @@ class EncodedRecords:
         if self.persons is None:
             return np.arange(len(self))
         return np.unique(self.persons, return_inverse=True)[1]
+
+    def rows(self, indices: IntArray) -> int:
+        """Rows of a batch for each of its records: as many as the longest has windows."""
+        if self.window is None:
+            return 1
+        return -(-int(self.main.lengths[indices].max(initial=1)) // self.window)
 
     def select(self, indices: IntArray) -> Self:
         """Some of the records, in the order of `indices`."""

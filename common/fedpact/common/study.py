@@ -153,7 +153,7 @@ class Training(Section):
         default=128,
         ge=4,
         le=8192,
-        description="Tokens of a text that are read; the rest is cut.",
+        description="Tokens of a text (of a sound, each 20 ms) that are read; the rest is cut.",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="Arithmetic; auto takes bf16 where the device has it."
@@ -539,6 +539,10 @@ class Study(Section):
     def _fits_together(self) -> Self:
         if self.total_steps > MAX_STEPS:
             raise ValueError(f"`rounds` times `local_steps` is above {MAX_STEPS:,}")
+        if 2 * self.task.window_overlap >= self.training.max_length:
+            raise ValueError(
+                "`task.window_overlap` must be below half of `training.max_length`"
+            )
         names = [institution.name for institution in self.institutions]
         if len(set(names)) != len(names):
             raise ValueError("an institution stands in `institutions` twice")

@@ -31,6 +31,10 @@ TaskName = Literal[
     "question-answering",
     "masked-language-modelling",
     "item-recommendation",
+    "causal-language-modelling",
+    "sequence-to-sequence",
+    "image-classification",
+    "audio-classification",
 ]
 OUTSIDE: Final = "O"  # the tag of a word that is of no entity
 
@@ -64,11 +68,40 @@ class Task(Section):
         description="The column of a second text, which is read together with the first; for "
         "question-answering the context.",
     )
+    max_windows: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="Windows of `training.max_length` tokens in which a long text is read, at most; "
+        "the rest is cut. Its prediction is the mean of theirs; it has one loss and one clipped "
+        "gradient.",
+    )
+    window_overlap: int = Field(
+        default=0,
+        ge=0,
+        le=8192,
+        description="Tokens that a window has in common with the one before, at least; below half of "
+        "`training.max_length`.",
+    )
     label_column: Word = Field(
         default="label",
         description="The column that holds the label; for multi-label-classification all of a "
         "record's labels, with | between them; for text-regression the value; for "
         "token-classification the list of tags; for question-answering the answers.",
+    )
+    target_column: Word = Field(
+        default="target",
+        description="The column of the text that is to be written, for sequence-to-sequence.",
+    )
+    image_column: Word = Field(
+        default="image",
+        description="The column with the content of image files, for image-classification: bytes in "
+        "Parquet, base64 in CSV and JSON lines.",
+    )
+    audio_column: Word = Field(
+        default="audio",
+        description="The column with the content of sound files, for audio-classification; as "
+        "`image_column`.",
     )
     low: float | None = Field(
         default=None,
@@ -100,6 +133,10 @@ class Task(Section):
                 raise ValueError(f"{self.name} needs `{name}`")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("a label stands in `labels` twice")
+        if self.max_windows > 1 and self.text_pair_column is not None:
+            raise ValueError("a pair cannot be read in windows: leave out `max_windows`")
+        if self.max_windows == 1 and self.window_overlap:
+            raise ValueError("`window_overlap` needs a `max_windows` above 1")
         kind.check(self)
         return self
 
@@ -126,6 +163,7 @@ class Kind:
             are clipped at twice that.
         one_label: whether each record has exactly one of the labels.
         check: raises ValueError where fields do not go together.
+        pipeline: what the Hugging Face hub calls such a task.
     """
 
     reads: tuple[str, ...]
@@ -136,13 +174,19 @@ class Kind:
     guess_loss: Callable[[Task], float]
     one_label: bool = False
     check: Callable[[Task], None] = lambda _: None
+    pipeline: str = "text-classification"
 
 
 # Among how many tokens a guess of one is made: what BERT can read.
 _TOKENS = 512
 # And among how many words: BERT's.
 _WORDS = 30_522
-_TEXT = ("text_column", "text_pair_column")
+_TEXT = ("text_column", "text_pair_column", "max_windows", "window_overlap")
+
+
+# Of a token, in nats: a language model at work has 2 to 4. A guess among all tokens of a large
+# vocabulary would have 11, and noise for a loss that never comes.
+_TOKEN_LOSS = 5.0
 
 
 def _separable(task: Task) -> None:
@@ -205,9 +249,10 @@ KINDS: dict[str, Kind] = {
         in_words=lambda task: f"find in a text what is {_kinds_of(task.labels)}",
         guess_loss=lambda task: math.log(len(task.labels)),
         check=_begin_inside_outside,
+        pipeline="token-classification",
     ),
     "question-answering": Kind(
-        reads=(*_TEXT, "label_column"),
+        reads=("text_column", "text_pair_column", "label_column"),
         needs=("text_pair_column",),
         head=("qa_outputs",),
         score="f1",
@@ -215,6 +260,7 @@ KINDS: dict[str, Kind] = {
             f"find in {task.text_pair_column} what {task.text_column} asks for"
         ),
         guess_loss=lambda _: math.log(_TOKENS),
+        pipeline="question-answering",
     ),
     "masked-language-modelling": Kind(
         reads=("text_column",),
@@ -223,6 +269,7 @@ KINDS: dict[str, Kind] = {
         score="hidden_words_right",
         in_words=lambda task: f"know the language of {task.text_column}",
         guess_loss=lambda _: math.log(_WORDS),
+        pipeline="fill-mask",
     ),
     "item-recommendation": Kind(
         reads=("text_column", "labels"),
@@ -233,6 +280,43 @@ KINDS: dict[str, Kind] = {
             f"say which of {len(task.labels)} items follows on those of {task.text_column}"
         ),
         guess_loss=lambda task: math.log(len(task.labels)),
+        pipeline="fill-mask",
+    ),
+    "causal-language-modelling": Kind(
+        reads=("text_column",),
+        needs=(),
+        head=(),
+        score="token_accuracy",
+        in_words=lambda task: f"write on as {task.text_column} does",
+        guess_loss=lambda _: _TOKEN_LOSS,
+        pipeline="text-generation",
+    ),
+    "sequence-to-sequence": Kind(
+        reads=("text_column", "target_column"),
+        needs=(),
+        head=(),
+        score="token_accuracy",
+        in_words=lambda task: f"write {task.target_column} of {task.text_column}",
+        guess_loss=lambda _: _TOKEN_LOSS,
+        pipeline="text2text-generation",
+    ),
+    "image-classification": Kind(
+        reads=("image_column", "labels", "label_column"),
+        needs=("labels",),
+        head=("classifier",),
+        score="accuracy",
+        in_words=lambda task: f"tell images apart: {', '.join(task.labels)}",
+        guess_loss=lambda task: math.log(len(task.labels)),
+        pipeline="image-classification",
+    ),
+    "audio-classification": Kind(
+        reads=("audio_column", "labels", "label_column"),
+        needs=("labels",),
+        head=("projector", "classifier"),
+        score="accuracy",
+        in_words=lambda task: f"tell sounds apart: {', '.join(task.labels)}",
+        guess_loss=lambda task: math.log(len(task.labels)),
+        pipeline="audio-classification",
     ),
 }
 

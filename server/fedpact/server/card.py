@@ -50,7 +50,7 @@ def _header(study: Study) -> str:
     # A JSON string is a YAML string, whatever is in it.
     return (
         f"---\nbase_model: {json.dumps(study.model.base)}\nlibrary_name: peft\n"
-        f"pipeline_tag: text-classification\ntags:\n- {study.task.name}\n- fedpact\n- federated-learning\n- lora\n"
+        f"pipeline_tag: {study.task.kind.pipeline}\ntags:\n- {study.task.name}\n- fedpact\n- federated-learning\n- lora\n"
         + ("- differential-privacy\n" if study.is_private else "")
         + "---"
     )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fedpact.common.records import Column, EncodedRecords, inputs, person_numbers
 from fedpact.common.study import Study
 from fedpact.common.tasks import Cell, Rows
+from fedpact.common.tasks.windows import Windows
 
 TEXTS = ("one", "a second text, longer", "the third", "and a fourth one of some words")
 
@@ -25,6 +26,7 @@ class TextTask:
     text_pair_column: str | None
     label_column: str
     person_column: str | None
+    windows: Windows | None = None
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -71,9 +73,13 @@ class TextTask:
         return [str(value) for value in rows[self.label_column]]
 
     def encode(self, processor: Any, rows: Rows, max_length: int) -> EncodedRecords:
-        """Tokenise texts, cut to `max_length` tokens, and number the targets and persons."""
+        """Tokenise texts, cut to `max_length` tokens or into windows; number targets and persons."""
         texts = [list(rows[column]) for column in self.texts]
-        encoded = processor(*texts, truncation=True, max_length=max_length) if texts[0] else {}
+        encoded: Mapping[str, Any] = {}
+        if self.windows is not None:
+            encoded = {"input_ids": self.windows.encode(processor, texts[0])}
+        elif texts[0]:
+            encoded = processor(*texts, truncation=True, max_length=max_length)
         more = {}
         if len(texts) > 1 and "token_type_ids" in encoded:
             # Which of the two a token is of; of one text alone the model takes it so itself.
@@ -83,6 +89,7 @@ class TextTask:
             encoded.get("input_ids", []),
             self.targets(rows[self.label_column]),
             None if owners is None else person_numbers(owners),
+            None if self.windows is None else self.windows.length,
             **more,
         )
 
@@ -92,8 +99,8 @@ class TextTask:
 
     def invented(self) -> Rows:
         """Four texts, of different lengths; pairs of a text with itself."""
-        labels = self.invented_labels()
-        return {**dict.fromkeys(self.texts, TEXTS), self.label_column: labels}
+        texts = TEXTS if self.windows is None else self.windows.invented(TEXTS)
+        return {**dict.fromkeys(self.texts, texts), self.label_column: self.invented_labels()}
 
     def invented_labels(self) -> Sequence[str]:
         """Labels of four records."""
@@ -110,9 +117,13 @@ class TextTask:
         return {}
 
     def logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """What the model says, shape [n, outputs], in fp32."""
-        logits: Tensor = model(**inputs(batch)).logits.float()
-        return logits
+        """What the model says, shape [n, outputs], in fp32; of windows, the mean."""
+        read = inputs(batch)
+        if self.windows is None:
+            logits: Tensor = model(**read).logits.float()
+            return logits
+        apart, is_there = self.windows.apart(read)
+        return self.windows.mean(model(**apart).logits.float(), is_there)
 
 
 def fields(study: Study) -> dict[str, Any]:
@@ -123,6 +134,7 @@ def fields(study: Study) -> dict[str, Any]:
         "text_pair_column": task.text_pair_column,
         "label_column": task.label_column,
         "person_column": task.person_column,
+        "windows": Windows.from_study(study),
     }
 
 
