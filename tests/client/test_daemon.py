@@ -183,7 +183,7 @@ def test_a_daemon_that_serves(coordinator, tmp_path, host):
         found = scraped(port)
         assert found["fedpact_client_connected",] == 1
         assert found["fedpact_client_last_contact_timestamp_seconds",] > 0
-        spent = ("fedpact_client_epsilon_spent", "notes", "1e-05", "record")
+        spent = ("fedpact_client_epsilon_spent", "notes", "0.0001", "record")
         assert (spent in found) == (host == "127.0.0.1")
         assert fedpact(*up).returncode == UsageError.exit_code
         lines = [json.loads(line) for line in daemon.said.splitlines()]

@@ -187,7 +187,7 @@ def swapped_weights(house: House) -> wire.Packet:
     folder = house.folder / "swapped"
     copytree(house.tiny.folder, folder)
     tensors = load_file(folder / "model.safetensors")
-    tensors["embeddings.word_embeddings.weight"] += 1
+    tensors["bert.embeddings.word_embeddings.weight"] += 1
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return house.request(house.tiny.study(model={"base": str(folder)}))
 

@@ -19,7 +19,7 @@ SIZE = 6
 def how(optimizer: str, steps: int, rate: float, decay: float, noise=1e-9) -> LocalTraining:
     """A round of DP-SGD on 100 declared records, of which 20 are expected in a batch."""
     mechanism = SubsampledGaussian(noise, 0.2, steps)
-    return LocalTraining(steps, 20, rate, optimizer, decay, 3.0, mechanism)
+    return LocalTraining(steps, 20, rate, optimizer, decay, 3.0, mechanism=mechanism)
 
 
 def moved(how: LocalTraining, start: np.ndarray, gradients: np.ndarray) -> float:

@@ -23,6 +23,10 @@ SEEDED = {
     ("up.py", "insecure_randomness"),  # the switch
     ("selftest.py", "_weights"),  # an adapter for invented records
     ("model.py", "initial_weights"),  # the adapter's first values, the same for everyone
+    ("adapter.py", "first_values"),  # which are drawn here
+    ("masking.py", "draw"),  # which words are hidden: no promise hangs on it
+    ("image_classification.py", "invented_files"),  # of a self-test
+    ("audio_classification.py", "invented_files"),
 }
 GLOBAL = {"manual_seed", "seed_all", "fork_rng", "set_rng_state", "Generator", "normal_"}
 GLOBAL |= {
