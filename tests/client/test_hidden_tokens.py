@@ -12,6 +12,7 @@ from fedpact.common import model as models
 from fedpact.common import tasks
 from fedpact.common.mechanism import SubsampledGaussian
 from fedpact.common.study import Study
+from support.task_studies import encoded, learned
 
 CPU = torch.device("cpu")
 SECTIONS = {
@@ -24,20 +25,6 @@ def a_study(tiny, name) -> Study:
     document = tiny.document()
     document["task"] = {"name": name, **SECTIONS[name]}
     return Study.model_validate(document)
-
-
-def learned(study):
-    """The study's model with an adapter in which nothing is zero."""
-    model = models.build(study, CPU)
-    weights = models.get_adapter(model)
-    drawn = np.random.default_rng(0).normal(0, 1, weights.flat.shape).astype(np.float32)
-    models.set_adapter(model, type(weights)(weights.manifest, drawn))
-    return model
-
-
-def encoded(study, rows=None):
-    task = tasks.for_study(study)
-    return task.encode(models.load_processor(study), rows or task.invented(), 12)
 
 
 @pytest.mark.parametrize("name", SECTIONS)

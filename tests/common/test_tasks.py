@@ -24,6 +24,7 @@ from fedpact.common.study_template import template
 from fedpact.common.tabular import Table, rows_for
 from fedpact.common.task_section import KINDS, TaskName
 from fedpact.common.tasks import masking
+from support.task_studies import encoded, learned
 from support.tiny_others import other_base
 
 CPU = torch.device("cpu")
@@ -51,20 +52,6 @@ def a_study(tiny, name, **fields) -> Study:
 @pytest.fixture(params=SECTIONS)
 def study(tiny, request):
     return a_study(tiny, request.param)
-
-
-def learned(study):
-    """The study's model with an adapter in which nothing is zero."""
-    model = models.build(study, CPU)
-    weights = models.get_adapter(model)
-    drawn = np.random.default_rng(0).normal(0, 1, weights.flat.shape).astype(np.float32)
-    models.set_adapter(model, type(weights)(weights.manifest, drawn))
-    return model
-
-
-def encoded(study, rows=None):
-    task = tasks.for_study(study)
-    return task.encode(models.load_processor(study), rows or task.invented(), 12)
 
 
 # Of every task

@@ -141,13 +141,10 @@ class Weights:
         Raises:
             WireError: `change` names a tensor that these weights lack, or with another shape.
         """
-        total = Weights(self.manifest, self.flat.copy())
-        targets = total.tensors()
+        total, targets = self._copy_for(change, "The change in")
         for name, value in change.tensors().items():
-            if name not in targets or targets[name].shape != value.shape:
-                raise WireError(f"The change in {name} does not fit the adapter.")
             targets[name] += value
-        return type(self)(total.manifest, total.flat)
+        return total
 
     def overlaid(self, values: Self) -> Self:
         """These weights with the values of the tensors that `values` names in their place.
@@ -155,13 +152,19 @@ class Weights:
         Raises:
             WireError: `values` names a tensor that these weights lack, or with another shape.
         """
-        whole = Weights(self.manifest, self.flat.copy())
-        targets = whole.tensors()
+        whole, targets = self._copy_for(values, "The value of")
         for name, value in values.tensors().items():
-            if name not in targets or targets[name].shape != value.shape:
-                raise WireError(f"The values of {name} do not fit the adapter.")
             targets[name][...] = value
-        return type(self)(whole.manifest, whole.flat)
+        return whole
+
+    def _copy_for(self, other: Self, what: str) -> tuple[Self, dict[str, FloatArray]]:
+        """A copy with its tensors to write in, after a look whether those of `other` are there."""
+        copy = type(self)(self.manifest, self.flat.copy())
+        targets = copy.tensors()
+        for name, value in other.tensors().items():
+            if name not in targets or targets[name].shape != value.shape:
+                raise WireError(f"{what} {name} does not fit the adapter.")
+        return copy, targets
 
     def is_finite(self) -> bool:
         """Whether no value is NaN or infinite."""

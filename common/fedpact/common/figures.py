@@ -1,5 +1,6 @@
 """Figures as PNG files, by matplotlib, which is loaded only when one is drawn."""
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def draw_worth(worth: Worth, path: Path) -> None:
         ("public test set", [site.public for site in worth.sites]),
     ]
     shown = [(title, found) for title, found in sets if any(found)]
-    figure = _figure(5.0 * len(shown) + 1, 0.45 * len(worth.sites) + 1.8)
+    figure = new_figure(5.0 * len(shown) + 1, 0.45 * len(worth.sites) + 1.8)
     for number, (title, found) in enumerate(shown, start=1):
         axes = figure.add_subplot(1, len(shown), number)
         for row, compared in enumerate(found):
@@ -58,7 +59,7 @@ def draw_course(
         UsageError: matplotlib is not installed.
         StorageError: the file cannot be written.
     """
-    figure = _figure(7.0, 4.0)
+    figure = new_figure(7.0, 4.0)
     axes = figure.add_subplot()
     for name, values in courses.items():
         numbers = [float("nan") if value is None else value for value in values]
@@ -81,15 +82,29 @@ def _line(axes: Any, row: int, compared: Comparison) -> None:
             )
 
 
-def _figure(width: float, height: float) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
+def require_library() -> None:
+    """See that figures can be drawn, before hours go by.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
         raise UsageError(
             "matplotlib is not installed, which draws figures.",
-            advice="`pip install 'fedpact[figures]'`, or leave --plot out.",
-        ) from error
+            advice="Install it: pip install 'fedpact[figures]'.",
+        )
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of so many inches.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    require_library()
     # Not pyplot: it would look for a display, and keep every figure.
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 
 from rich.console import Console
 
-from fedpact.common import folder_lock, study_check
+from fedpact.common import figures, folder_lock, study_check
 from fedpact.common import study as studies
 from fedpact.common.database import disk_errors
 from fedpact.common.errors import StudyError, UsageError
@@ -76,7 +76,7 @@ def compare(asked: Comparison, console: Console) -> ComparisonResult:
         RunError: a process of the comparison was killed.
         StorageError: the folder cannot be written.
     """
-    comparison_report.require_library()
+    figures.require_library()
     plan = _Plan.of(asked)
     folder = asked.folder.absolute() / "cells"
     with disk_errors():

@@ -4,7 +4,6 @@ The page is one file that loads nothing: the picture is in it, the table is plai
 """
 
 import base64
-import importlib.util
 import io
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,8 +15,8 @@ from typing import Final
 from rich.console import Group
 from rich.table import Table
 
+from fedpact.common import figures
 from fedpact.common.database import disk_errors
-from fedpact.common.errors import UsageError
 from fedpact.simulations import comparison
 from fedpact.simulations.cells import CellResult
 from fedpact.simulations.comparison_results import (
@@ -42,19 +41,6 @@ th[scope=row], th:first-child { text-align: left; }
 """
 
 
-def require_library() -> None:
-    """See that the picture can be drawn, before hours go by.
-
-    Raises:
-        UsageError: matplotlib is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError(
-            "A comparison draws its curves with matplotlib, which is not installed.",
-            advice="Install it: pip install 'fedpact[figures]'.",
-        )
-
-
 def write(found: ComparisonResult, cells: Sequence[CellResult], folder: Path) -> None:
     """Write `summary.json`, `rounds.parquet`, `report.png` and `report.html`.
 
@@ -72,11 +58,14 @@ def write(found: ComparisonResult, cells: Sequence[CellResult], folder: Path) ->
 
 
 def draw(found: ComparisonResult, cells: Sequence[CellResult]) -> bytes:
-    """The curves as a PNG: each variant's mean over seeds, and a standard deviation around it."""
-    from matplotlib.figure import Figure
+    """The curves as a PNG: each variant's mean over seeds, and a standard deviation around it.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    figure = figures.new_figure(8.0, 4.5)
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(8, 4.5), dpi=144, layout="constrained")
     axes = figure.subplots()
     for number, variant in enumerate(found.variants):
         rounds, means, sds = _curve(cells, variant.name)
@@ -91,7 +80,7 @@ def draw(found: ComparisonResult, cells: Sequence[CellResult]) -> bytes:
     axes.grid(alpha=0.3)
     axes.legend()
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    figure.savefig(buffer, dpi=144, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 

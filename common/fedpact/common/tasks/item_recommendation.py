@@ -21,17 +21,15 @@ from fedpact.common.records import CHANCE, Column, EncodedRecords, person_number
 from fedpact.common.study import Study
 from fedpact.common.tasks import Cell, Rows
 from fedpact.common.tasks.masking import NOT_SAID, draw, mask_token, mean_by_record, seeds
-from fedpact.common.tasks.text import TextTask, fields, label_config
+from fedpact.common.tasks.text import TokenTask, fields
 
 SHARE = 0.2
 _FIRST = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class ItemRecommendation(TextTask):
+class ItemRecommendation(TokenTask):
     """The task `item-recommendation` of a study."""
-
-    labels: tuple[str, ...]
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -44,27 +42,12 @@ class ItemRecommendation(TextTask):
         return {self.text_column: "list"}
 
     @property
-    def peft_type(self) -> str:
-        """One output for each token."""
-        return "TOKEN_CLS"
-
-    @property
     def misfit(self) -> tuple[str, str]:
         """Items that are not among the study's."""
         return (
             "items that the study does not know",
             "The study's [task] labels must name each; no record is left out.",
         )
-
-    def model_class(self) -> Any:
-        """The transformers Auto class of the model."""
-        from transformers import AutoModelForTokenClassification
-
-        return AutoModelForTokenClassification
-
-    def model_config(self) -> dict[str, Any]:
-        """Items by number, as transformers keeps them."""
-        return label_config(self.labels)
 
     def unknown(self, rows: Rows) -> dict[str, int]:
         """Items that the study does not know, and records without any."""

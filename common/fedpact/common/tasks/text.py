@@ -138,6 +138,28 @@ def fields(study: Study) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenTask(TextTask):
+    """A task whose model says one of the labels of each token."""
+
+    labels: tuple[str, ...]
+
+    @property
+    def peft_type(self) -> str:
+        """One output for each token."""
+        return "TOKEN_CLS"
+
+    def model_class(self) -> Any:
+        """The transformers Auto class of the model."""
+        from transformers import AutoModelForTokenClassification
+
+        return AutoModelForTokenClassification
+
+    def model_config(self) -> dict[str, Any]:
+        """Labels by number, as transformers keeps them."""
+        return label_config(self.labels)
+
+
 def label_config(labels: Sequence[str]) -> dict[str, Any]:
     """Labels by number, as transformers keeps them."""
     return {

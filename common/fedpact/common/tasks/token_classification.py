@@ -8,7 +8,7 @@ with it, `O` is outside. The model says a word's tag at the first of its tokens.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,26 +19,19 @@ from fedpact.common.records import Column, EncodedRecords, person_numbers
 from fedpact.common.study import Study
 from fedpact.common.task_section import OUTSIDE
 from fedpact.common.tasks import Cell, Rows
-from fedpact.common.tasks.text import TEXTS, TextTask, fields, label_config
+from fedpact.common.tasks.text import TEXTS, TokenTask, fields
 
 _NONE = -100
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenClassification(TextTask):
+class TokenClassification(TokenTask):
     """The task `token-classification` of a study."""
-
-    labels: tuple[str, ...]
 
     @property
     def cells(self) -> Mapping[str, Cell]:
         """A list of words, and as long a list of tags."""
         return {self.text_column: "list", self.label_column: "list"}
-
-    @property
-    def peft_type(self) -> Literal["TOKEN_CLS"]:
-        """One output for each token."""
-        return "TOKEN_CLS"
 
     @property
     def misfit(self) -> tuple[str, str]:
@@ -47,16 +40,6 @@ class TokenClassification(TextTask):
             "tags that the study does not know, or that are not one for each word",
             "The study's [task] labels must name each, one for each word; no record is left out.",
         )
-
-    def model_class(self) -> Any:
-        """The transformers Auto class of the model."""
-        from transformers import AutoModelForTokenClassification
-
-        return AutoModelForTokenClassification
-
-    def model_config(self) -> dict[str, Any]:
-        """Tags by number, as transformers keeps them."""
-        return label_config(self.labels)
 
     def unknown(self, rows: Rows) -> dict[str, int]:
         """What does not fit: tags, words that are no text, and records with too few of either."""
