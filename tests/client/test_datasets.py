@@ -55,10 +55,10 @@ def write_parquet(path: Path, columns: dict) -> Path:
         ("d.CSV", csv_text()),
         ("d.csv", "\ufeff" + csv_text()),
         ("d.csv", csv_text() + "\n\n"),
-        ("d.csv.gz", gzip.compress(csv_text().encode())),
+        ("d.csv.gz", gzip.compress(csv_text().encode(), mtime=0)),
         ("d.jsonl", jsonl_text()),
         ("d.ndjson", jsonl_text().rstrip("\n")),
-        ("d.jsonl.gz", gzip.compress(jsonl_text().encode())),
+        ("d.jsonl.gz", gzip.compress(jsonl_text().encode(), mtime=0)),
         ("my.data.csv", csv_text()),
     ],
 )
@@ -111,7 +111,7 @@ FILES = [
     ("d.csv", 'text,label\n"a"b,c\n', "line 2: not CSV"),
     ("d.csv", "text,text\na,b\n", "column 'text' more than once"),
     ("d.csv.gz", b"plain", "not a whole gzip file"),
-    ("d.csv.gz", gzip.compress(csv_text().encode())[:-9], "not a whole gzip file"),
+    ("d.csv.gz", gzip.compress(csv_text().encode(), mtime=0)[:-9], "not a whole gzip file"),
     ("d.jsonl", '{"text": "a"}\n{"text": \n', "line 2: not JSON"),
     ("d.jsonl", '{"text": "a"}\n[1]\n', "line 2: not a JSON object"),
     ("d.jsonl", "[" * 100_000, "line 1: not JSON"),
@@ -211,7 +211,7 @@ def test_a_file_that_has_changed_is_another_data_set(datasets, tmp_path):
 def test_compression_does_not_change_what_a_data_set_is(datasets, tmp_path):
     plain, _ = datasets.add("plain", write(tmp_path / "d.csv", csv_text()))
     packed, warnings = datasets.add(
-        "packed", write(tmp_path / "d.csv.gz", gzip.compress(csv_text().encode()))
+        "packed", write(tmp_path / "d.csv.gz", gzip.compress(csv_text().encode(), mtime=0))
     )
     assert plain.sha256 == packed.sha256
     assert warnings == ["It has the same content as plain, and shares its privacy budget."]
