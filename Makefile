@@ -20,8 +20,9 @@ help:  ## this list
 demo: .venv/demo.stamp  ## a whole federation on this machine (about five minutes)
 	.venv/bin/fedpact demo
 
-# Tests run with one thread each, two files at a time.
-PYTEST = .venv/bin/pytest --numprocesses 2 --dist loadfile
+# Tests run with one thread each, two files at a time; in their order, so that the long ones of
+# e2e/ do not come last.
+PYTEST = .venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: .venv/dev.stamp  ## every test, the end-to-end ones too
 	$(PYTEST)
