@@ -1,5 +1,6 @@
 """Databases are opened, brought up to date, and refused in a sentence."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,19 @@ def test_a_database_of_a_newer_fedpact_is_refused_and_left_alone(database_url, m
         kept = connection.execute(text(f"SELECT version_num FROM {table}")).scalar()  # noqa: S608
     assert kept == "9999"
     engine.dispose()
+
+
+@pytest.mark.parametrize("migrations", [CLIENT, SERVER])
+def test_threads_open_databases_at_once(tmp_path, migrations):
+    def opened(number: int) -> bool:
+        engine = open_database(sqlite_url(tmp_path / f"{number}.db"), migrations)
+        with engine.connect() as connection:
+            found = bool(inspect(connection).get_table_names())
+        engine.dispose()
+        return found
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(opened, range(24)))
 
 
 def test_what_sqlite_commits_survives_a_power_cut(tmp_path):

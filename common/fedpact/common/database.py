@@ -4,6 +4,7 @@ SQLite runs in WAL mode with full synchronisation: what a committed transaction 
 survived a power cut. Each room keeps its tables and its migrations; this module only opens.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +18,8 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from fedpact.common.errors import StorageError
 
 _BUSY_TIMEOUT_MS = 30_000
+# Alembic keeps what it is about in its modules: one upgrade at a time in a process.
+_UPGRADING = threading.Lock()
 
 
 def sqlite_url(path: Path) -> str:
@@ -105,7 +108,7 @@ def _upgrade(engine: Engine, migrations: Path) -> None:
     config = Config()
     config.set_main_option("script_location", str(migrations).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
-    with engine.begin() as connection:
+    with _UPGRADING, engine.begin() as connection:
         config.attributes["connection"] = connection
         try:
             command.upgrade(config, "head")
