@@ -26,6 +26,7 @@ from fedpact.common import evaluation
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import DataError, TrainingError
 from fedpact.common.evaluation import Metrics, Scores
+from fedpact.common.lower_layers import LowerLayers
 from fedpact.common.mechanism import SubsampledGaussian
 from fedpact.common.model import (
     Precision,
@@ -124,6 +125,8 @@ class LocalTraining:
             optimizer=training.optimizer,
             weight_decay=training.weight_decay,
             precision=precision_on(device, training.precision),
+            # What a layer makes of more does not stay in a CPU's cache.
+            max_tokens=2048 if device.type == "cpu" else 4096,
         )
 
 
@@ -174,6 +177,7 @@ class Trainer:
         self._pad_id = pad_id
         self._device = device
         self._private_step = private_step
+        self._lower = LowerLayers(model)
 
     def train(
         self,
@@ -204,7 +208,7 @@ class Trainer:
         rng = rng or SecureRandom()
         set_adapter(self._model, received)
         self._model.train()
-        steps, lengths, persons = 0, records.lengths, _persons(records, how)
+        steps, lengths, persons = 0, records.padded_lengths, _persons(records, how)
         with memory_errors(), self._step_for(how, rng, anchor or received) as step:
             for batch in islice(logical_batches(len(records), persons, how, rng), how.steps):
                 drawn = _drawn(rng) if how.anew and CHANCE in records.columns else 0
@@ -232,7 +236,12 @@ class Trainer:
         set_adapter(self._model, weights)
         with memory_errors(), self._arithmetic(precision):
             return evaluation.evaluate(
-                self._model, records, self._task, pad_id=self._pad_id, device=self._device
+                self._model,
+                records,
+                self._task,
+                pad_id=self._pad_id,
+                device=self._device,
+                lower=self._lower,
             )
 
     def score(self, weights: Weights, records: EncodedRecords) -> Scores:
@@ -245,7 +254,12 @@ class Trainer:
         set_adapter(self._model, weights)
         with memory_errors(), self._arithmetic("fp32"):
             return evaluation.score(
-                self._model, records, self._task, pad_id=self._pad_id, device=self._device
+                self._model,
+                records,
+                self._task,
+                pad_id=self._pad_id,
+                device=self._device,
+                lower=self._lower,
             )
 
     def _step_for(
@@ -298,12 +312,16 @@ class Trainer:
             precision: of the forward pass.
             drawn: what was drawn for a step, where the task leaves something to chance.
         """
-        batch = records.collate(indices, pad_id=self._pad_id, device=self._device)
-        if drawn:
-            batch[CHANCE] ^= drawn
-        with self._arithmetic(precision):
+
+        def run(rows: IntArray) -> Tensor:
+            batch = records.collate(rows, pad_id=self._pad_id, device=self._device)
+            if drawn:
+                batch[CHANCE] ^= drawn
             losses, _ = self._task.loss(self._model, batch)
-        return losses
+            return losses
+
+        with self._arithmetic(precision), self._lower.remembered(records, indices, run):
+            return run(indices)
 
     def _tensor(self, values: IntArray) -> Tensor:
         return torch.from_numpy(values).to(self._device)

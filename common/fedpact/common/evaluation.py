@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fedpact.common.records import EncodedRecords
+from fedpact.common.lower_layers import LowerLayers
+from fedpact.common.records import EncodedRecords, IntArray
 from fedpact.common.tasks import Task
 
 _BATCH = 64
@@ -46,25 +47,51 @@ class Scores:
 
 
 def evaluate(
-    model: nn.Module, records: EncodedRecords, task: Task, *, pad_id: int, device: torch.device
+    model: nn.Module,
+    records: EncodedRecords,
+    task: Task,
+    *,
+    pad_id: int,
+    device: torch.device,
+    lower: LowerLayers | None = None,
 ) -> Metrics:
     """Measure the model as it is on `records`, in evaluation mode; its mode is put back.
+
+    Args:
+        model: with its adapter in it.
+        records: to measure on.
+        task: the study's.
+        pad_id: the tokeniser's padding token.
+        device: where the model is.
+        lower: remembers what the model's lower layers made of the records before.
 
     Raises:
         ValueError: there are no records.
     """
     if not len(records):
         raise ValueError("no records to evaluate on")
-    found = score(model, records, task, pad_id=pad_id, device=device)
+    found = score(model, records, task, pad_id=pad_id, device=device, lower=lower)
     more = task.metrics(found.seen)
     return Metrics(float(found.losses.mean()), float(found.scores.mean()), more)
 
 
 def score(
-    model: nn.Module, records: EncodedRecords, task: Task, *, pad_id: int, device: torch.device
+    model: nn.Module,
+    records: EncodedRecords,
+    task: Task,
+    *,
+    pad_id: int,
+    device: torch.device,
+    lower: LowerLayers | None = None,
 ) -> Scores:
     """The same, record by record; there may be none."""
+    lower = lower or LowerLayers(model)
     order = np.argsort(records.lengths, kind="stable")
+
+    def run(rows: IntArray) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        batch = records.collate(rows, pad_id=pad_id, device=device)
+        return *task.loss(model, batch), batch
+
     losses, scores = np.empty(len(order), np.float32), np.empty(len(order), np.float32)
     seen: list[object] = [None] * len(order)
     was_training = model.training
@@ -72,8 +99,8 @@ def score(
     with torch.inference_mode():
         for start in range(0, len(order), _BATCH):
             rows = order[start : start + _BATCH]
-            batch = records.collate(rows, pad_id=pad_id, device=device)
-            loss, output = task.loss(model, batch)
+            with lower.remembered(records, rows, run):
+                loss, output, batch = run(rows)
             losses[rows] = loss.float().cpu().numpy()
             scores[rows] = task.score(output, batch).float().cpu().numpy()
             for row, what in zip(rows, task.observe(output, batch), strict=True):

@@ -233,6 +233,7 @@ def build(study: Study, device: torch.device) -> nn.Module:
         model: nn.Module = peft.get_peft_model(base, lora_config(study, pooling))
     except ValueError as error:
         raise ModelError(f"The adapter does not fit {study.model.base}: {error}") from error
+    _require_layers(model, study)
     set_trained(model, study, 1)
     set_adapter(model, initial_weights(model, study.training.seed))
     return model.train()
@@ -283,6 +284,19 @@ def _require_length(base: nn.Module, study: Study) -> None:
                 )
 
 
+def _require_layers(model: nn.Module, study: Study) -> None:
+    """PEFT adapts those that there are, and says nothing of others."""
+    adapted = {
+        int(part)
+        for name in _lora_layers(model)
+        for part in name.split(".")
+        if part.isdecimal()
+    }
+    for number in study.adapter.layers_to_transform or ():
+        if number not in adapted:
+            raise ModelError(f"The base model has no layer {number} that the adapter fits.")
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
@@ -311,13 +325,15 @@ def lora_config(study: Study, pooling: Pooling) -> Any:
     """The study's adapter as PEFT describes it, for the model that the pooling makes."""
     import peft
 
-    adapter = study.adapter
+    adapter, layers = study.adapter, study.adapter.layers_to_transform
     return peft.LoraConfig(
         task_type=None if pooling.mean else tasks.for_study(study).peft_type,
         r=adapter.r,
         lora_alpha=adapter.lora_alpha,
         lora_dropout=adapter.lora_dropout,
-        target_modules=lora_targets(adapter.target_modules, pooling),
+        target_modules=lora_targets(adapter.target_modules, pooling, layers),
+        # PEFT wants them in the expression, where there is one.
+        layers_to_transform=None if pooling.mean or layers is None else list(layers),
         modules_to_save=list(adapter.modules_to_save) or None,
         base_model_name_or_path=study.model.base,
         revision=study.model.revision,

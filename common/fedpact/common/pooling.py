@@ -95,11 +95,20 @@ def mean_of_tokens(hidden: Tensor, attention_mask: Tensor, *, normalise: bool) -
     return functional.normalize(mean, dim=1) if normalise else mean
 
 
-def lora_targets(names: Sequence[str], pooling: Pooling) -> list[str] | str:
-    """`target_modules` for PEFT: the names; in a pooled model, an expression that no other fits."""
+def lora_targets(
+    names: Sequence[str], pooling: Pooling, layers: Sequence[int] | None = None
+) -> list[str] | str:
+    """`target_modules` for PEFT: the names; in a pooled model, an expression that no other fits.
+
+    Args:
+        names: of linear layers.
+        pooling: what the head sees.
+        layers: the transformer layers that a pooled model's expression is to name; None: all.
+    """
     if not pooling.mean:
         return list(names)
-    return rf"{_BACKBONE}\.(?:.*\.)?(?:{'|'.join(map(re.escape, names))})"
+    numbers = "" if layers is None else rf"(?:[^.\d]+\.)*(?:{'|'.join(map(str, layers))})\."
+    return rf"{_BACKBONE}\.{numbers}(?:.*\.)?(?:{'|'.join(map(re.escape, names))})"
 
 
 class _Module(BaseModel):

@@ -21,6 +21,8 @@ TARGET: Final = "labels"
 # Where a task leaves something to chance: a number of each record, which decides it. Training
 # draws one more in each step, and mixes it in.
 CHANCE: Final = "labels_chance"
+# Texts are padded to a multiple of it: a CPU compiles its matrix products anew for each shape.
+_MULTIPLE: Final = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,13 +72,22 @@ class Column:
         rows = [self.of(index) for index in indices]
         return type(self).of_rows(rows, self.values.dtype, self.pad)
 
-    def batch(self, indices: IntArray, pad: float | None = None) -> Array:
-        """Some of the records, padded to the longest, shape [n, ...]; numbers as torch counts."""
+    def width(self, indices: IntArray, multiple: int = 1) -> int:
+        """To how many values some records are padded, at least the longest's.
+
+        The next multiple, where some record of all is as long as that.
+        """
+        lengths = self.lengths
+        longest = int(lengths[indices].max(initial=1))
+        return min(-(-longest // multiple) * multiple, int(lengths.max(initial=1)))
+
+    def batch(self, indices: IntArray, pad: float | None = None, multiple: int = 1) -> Array:
+        """Some of the records, padded to `width`, shape [n, ...]; numbers as torch counts."""
         wide = np.int64 if np.issubdtype(self.values.dtype, np.integer) else np.float32
         if self.offsets is None:
             return self.values[indices].astype(wide)
-        longest = int(self.lengths[indices].max(initial=1))
-        filled = np.full((len(indices), longest), self.pad if pad is None else pad, dtype=wide)
+        width = self.width(indices, multiple)
+        filled = np.full((len(indices), width), self.pad if pad is None else pad, dtype=wide)
         for row, index in enumerate(indices):
             record = self.of(index)
             filled[row, : len(record)] = record
@@ -164,6 +175,16 @@ class EncodedRecords:
         return np.maximum(read, target.lengths)
 
     @property
+    def padded_lengths(self) -> IntArray:
+        """The same, as a batch of records like it is padded."""
+        return -(-self.lengths // self.multiple) * self.multiple
+
+    @property
+    def multiple(self) -> int:
+        """A multiple of how many values a batch is padded to: of text in one row, a few."""
+        return _MULTIPLE if self.values_per_token == 1 and self.window is None else 1
+
+    @property
     def owners(self) -> IntArray:
         """Whose each record is, from 0 without a gap, shape [N]; each is alone if nobody asked."""
         if self.persons is None:
@@ -187,7 +208,7 @@ class EncodedRecords:
     def collate(
         self, indices: IntArray, *, pad_id: int, device: torch.device
     ) -> dict[str, Tensor]:
-        """A batch, each column padded to its longest record.
+        """A batch, each column padded to its longest record, or a little more.
 
         Args:
             indices: which records, shape [n].
@@ -199,12 +220,12 @@ class EncodedRecords:
             int64, shape [n, t], where records have lengths of their own.
         """
         batch: dict[str, Array] = {
-            name: column.batch(indices, pad_id if name == "input_ids" else None)
+            name: column.batch(indices, pad_id if name == "input_ids" else None, self.multiple)
             for name, column in self.columns.items()
         }
         if self.main.offsets is not None:
             lengths = self.main.lengths[indices]
-            places = np.arange(int(lengths.max(initial=1)))
+            places = np.arange(self.main.width(indices, self.multiple))
             batch["attention_mask"] = (places < lengths[:, None]).astype(np.int64)
         return {name: torch.from_numpy(value).to(device) for name, value in batch.items()}
 

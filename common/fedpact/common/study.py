@@ -112,6 +112,13 @@ class Adapter(Section):
         min_length=1,
         description="The linear layers that LoRA adapts.",
     )
+    layers_to_transform: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="The numbers, from 0, of the transformer layers in which they are adapted; without "
+        "it, all. What lies below the lowest of them is computed once for each record, and not "
+        "in every step.",
+    )
     modules_to_save: tuple[Word, ...] = Field(
         default=("classifier",),
         description="Layers trained in full: the head, by default what the task calls it.",

@@ -14,6 +14,7 @@ from fedpact.common.adapter import Weights
 from fedpact.common.database import disk_errors
 from fedpact.common.errors import DataError, FedpactError, RunError, StorageError
 from fedpact.common.evaluation import Metrics, evaluate
+from fedpact.common.lower_layers import LowerLayers
 from fedpact.common.randomness import Randomness, SecureRandom
 from fedpact.common.records import EncodedRecords
 from fedpact.common.study import Study
@@ -132,12 +133,12 @@ def measure_of(study: Study, folder: Path, model: nn.Module) -> Measure | None:
         return None
     records, pad_id = found
     task = tasks.for_study(study)
-    device = next(model.parameters()).device
+    device, lower = next(model.parameters()).device, LowerLayers(model)
 
     def measure(weights: Weights) -> Metrics:
         models.set_rank(model, study.adapter.r)  # a simulation's sites share the model
         models.set_adapter(model, weights)
-        return evaluate(model, records, task, pad_id=pad_id, device=device)
+        return evaluate(model, records, task, pad_id=pad_id, device=device, lower=lower)
 
     return measure
 
