@@ -212,6 +212,8 @@ class Trainer:
         with memory_errors(), self._step_for(how, rng, anchor or received) as step:
             for batch in islice(logical_batches(len(records), persons, how, rng), how.steps):
                 drawn = _drawn(rng) if how.anew and CHANCE in records.columns else 0
+                with self._arithmetic(how.precision):
+                    self._lower.learn(records, batch, self._forward(records, drawn))
                 for micro in micro_batches(batch, lengths, how.max_tokens, persons=persons):
                     owners = None if persons is None else self._tensor(persons[micro])
                     losses = self.losses(records, micro, how.precision, drawn)
@@ -312,16 +314,21 @@ class Trainer:
             precision: of the forward pass.
             drawn: what was drawn for a step, where the task leaves something to chance.
         """
+        run = self._forward(records, drawn)
+        with self._arithmetic(precision), self._lower.remembered(records, indices, run):
+            return run(indices)
 
-        def run(rows: IntArray) -> Tensor:
-            batch = records.collate(rows, pad_id=self._pad_id, device=self._device)
+    def _forward(self, records: EncodedRecords, drawn: int) -> Callable[[IntArray], Tensor]:
+        """What gives the losses of some records."""
+
+        def run(indices: IntArray) -> Tensor:
+            batch = records.collate(indices, pad_id=self._pad_id, device=self._device)
             if drawn:
                 batch[CHANCE] ^= drawn
             losses, _ = self._task.loss(self._model, batch)
             return losses
 
-        with self._arithmetic(precision), self._lower.remembered(records, indices, run):
-            return run(indices)
+        return run
 
     def _tensor(self, values: IntArray) -> Tensor:
         return torch.from_numpy(values).to(self._device)

@@ -27,6 +27,8 @@ from fedpact.common.records import CHANCE, TARGET, Column, EncodedRecords, IntAr
 _SHARE: Final = 0.25  # of the free memory, for what is remembered
 _MICRO_BATCH: Final = 64
 
+_Key = tuple[str, bool]  # what the model reads of some records; whether in bf16
+
 
 @dataclass(frozen=True)
 class _Stack:
@@ -74,8 +76,40 @@ class LowerLayers:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._stack = _stack_of(model)
-        self._states: OrderedDict[tuple[str, bool], _States] = OrderedDict()
+        self._states: OrderedDict[_Key, _States] = OrderedDict()
+        self._too_large: set[_Key] = set()
         self._names: WeakKeyDictionary[EncodedRecords, str] = WeakKeyDictionary()
+
+    def learn(
+        self, records: EncodedRecords, indices: IntArray, run: Callable[[IntArray], object]
+    ) -> None:
+        """Send those of some records through the lower layers that have not been there yet.
+
+        All that a step is about to see at once: a few at a time would take much longer.
+
+        Args:
+            records: of which some are about to go through the model.
+            indices: which, shape [n].
+            run: sends some of them through the model, as it is.
+        """
+        if self._stack is None or not self._is_fixed(records):
+            return
+        key = self._key(records)
+        if key in self._too_large:
+            return
+        states = self._states.get(key)
+        unseen = indices if states is None else indices[~states.known[indices]]
+        unseen = unseen[np.argsort(records.lengths[unseen], kind="stable")]
+        for start in range(0, len(unseen), _MICRO_BATCH):
+            rows = unseen[start : start + _MICRO_BATCH]
+            hidden = self._capture(self._stack, rows, run)
+            if hidden is None:
+                self._stack = None
+                return
+            if states is None and (states := self._make_room(key, records, hidden)) is None:
+                self._too_large.add(key)
+                return
+            states.put(rows, hidden)
 
     @contextmanager
     def remembered(
@@ -86,27 +120,11 @@ class LowerLayers:
     ) -> Iterator[None]:
         """Within it, a forward pass of some records does not compute what lies below the adapter.
 
-        Args:
-            records: of which some are about to go through the model.
-            indices: which, shape [n].
-            run: sends some of them through the model, as it is; called for those that have
-                not been seen yet.
+        Args: as of `learn`, which comes first.
         """
-        if self._stack is None or not len(indices) or not self._is_fixed(records):
-            yield
-            return
-        states = self._states.get(self._key(records))
-        unseen = indices if states is None else indices[~states.known[indices]]
-        for start in range(0, len(unseen), _MICRO_BATCH):
-            rows = unseen[start : start + _MICRO_BATCH]
-            hidden = self._capture(self._stack, rows, run)
-            if hidden is None:
-                self._stack = None
-                break
-            if states is None and (states := self._make_room(records, hidden)) is None:
-                break
-            states.put(rows, hidden)
-        if self._stack is None or states is None:
+        self.learn(records, indices, run)
+        states = self._states.get(self._key(records)) if self._stack else None
+        if self._stack is None or states is None or not self._is_fixed(records):
             yield
             return
         width = records.main.width(indices, records.multiple)
@@ -125,7 +143,7 @@ class LowerLayers:
             )
         )
 
-    def _key(self, records: EncodedRecords) -> tuple[str, bool]:
+    def _key(self, records: EncodedRecords) -> _Key:
         """The records' content, and the arithmetic."""
         if (name := self._names.get(records)) is None:
             name = self._names[records] = _digest(records)
@@ -165,22 +183,24 @@ class LowerLayers:
                 handle.remove()
         return caught[0]
 
-    def _make_room(self, records: EncodedRecords, hidden: Tensor) -> _States | None:
+    def _make_room(self, key: _Key, records: EncodedRecords, hidden: Tensor) -> _States | None:
         """Where the states of these records go; None if they would take too much memory."""
-        key = self._key(records)
         kind = torch.bfloat16 if key[1] else hidden.dtype
         tokens, width = int(records.offsets[-1]), hidden.shape[-1]
-        room = _SHARE * _free_memory(hidden.device)
-        needed = tokens * width * kind.itemsize
-        while self._states and needed > room:
-            _, oldest = self._states.popitem(last=False)
-            room += oldest.values.nbytes
+        needed, held = tokens * width * kind.itemsize, self._held()
+        room = _SHARE * (_free_memory(hidden.device) + held)
         if needed > room:
             return None
+        while needed + self._held() > room:
+            self._states.popitem(last=False)
         with torch.inference_mode(mode=False):
             values = torch.empty((tokens, width), dtype=kind, device=hidden.device)
         self._states[key] = _States(values, records.offsets, np.zeros(len(records), np.bool_))
         return self._states[key]
+
+    def _held(self) -> int:
+        """Bytes of all that is remembered."""
+        return sum(states.values.nbytes for states in self._states.values())
 
 
 class _ReachedError(Exception):
