@@ -53,6 +53,11 @@ def saved(family, tiny, folder):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _nothing_remembered():
+    lower_layers._STATES.clear()
+
+
 def study_on(tiny, base, family="bert", **sections):
     adapter = {**UPPER, "target_modules": TARGETS[family]}
     if family in HEADS:
@@ -117,6 +122,42 @@ def test_a_record_goes_through_the_lower_layers_once(tiny):
     assert counter.records == len(records) + 9
 
 
+def test_another_model_of_the_same_base_has_no_need_to_compute_it_again(tiny):
+    study = study_on(tiny, tiny.folder)
+    records = texts(study)
+    first, second = learned(study), learned(tiny.study(adapter={**UPPER, "r": 4}))
+    scores(first, study, records)
+    counter = Counter(second)
+    scores(second, study, records)
+    assert counter.records == 0
+
+
+def test_a_model_with_other_weights_below_computes_them_anew(tiny):
+    study = study_on(tiny, tiny.folder)
+    records, model = texts(study), learned(study)
+    other = learned(study)
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.5)
+    scores(model, study, records)
+    expected = scores(other, study, records, _forgetful(other))
+    np.testing.assert_allclose(scores(other, study, records), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_was_not_used_for_longest_makes_room(tiny, monkeypatch):
+    study = study_on(tiny, tiny.folder)
+    model, some, others = learned(study), texts(study), texts(study, 30)
+    lower = LowerLayers(model)
+    scores(model, study, some, lower)
+    held = lower_layers._held()
+    monkeypatch.setattr(lower_layers, "_free_memory", lambda _device: 4 * held)
+    expected = scores(model, study, others, _forgetful(model))
+    for _ in range(2):
+        np.testing.assert_allclose(
+            scores(model, study, others, lower), expected, rtol=1e-4, atol=1e-5
+        )
+    assert 0 < lower_layers._held() < held
+
+
 @pytest.mark.parametrize("mechanism", [None, SubsampledGaussian(1e-9, 0.5, 1)])
 def test_training_takes_the_same_steps(tiny, monkeypatch, mechanism):
     study = study_on(tiny, tiny.folder)
@@ -133,6 +174,7 @@ def test_training_takes_the_same_steps(tiny, monkeypatch, mechanism):
 
     counter = Counter(model)
     remembering, seen = changes(), counter.records
+    lower_layers._STATES.clear()
     monkeypatch.setattr(lower_layers, "_free_memory", lambda _device: 0)
     np.testing.assert_allclose(remembering, changes(), rtol=1e-3, atol=1e-5)
     assert seen <= len(records) < counter.records - seen

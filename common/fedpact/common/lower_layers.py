@@ -3,7 +3,7 @@
 Where only upper layers are adapted (`[adapter] layers_to_transform`), nothing that lies below
 them changes in a run, yet a step spends most of its time there. So each record goes through the
 lower layers once; from then on a forward pass of it begins at the lowest adapted layer. What is
-remembered stays in memory, for as long as the model does.
+remembered stays in memory, in a part of what is free, until something else needs the place.
 
 Only where the same record gives the same states each time: no dropout, nothing left to chance.
 """
@@ -27,7 +27,8 @@ from fedpact.common.records import CHANCE, TARGET, Column, EncodedRecords, IntAr
 _SHARE: Final = 0.25  # of the free memory, for what is remembered
 _MICRO_BATCH: Final = 64
 
-_Key = tuple[str, bool]  # what the model reads of some records; whether in bf16
+# What lies below the adapter, by digest; what it reads of some records, by digest; whether in bf16.
+_Key = tuple[str, str, bool]
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,10 @@ class _States:
         return self.values[tokens].float()
 
 
+# Of all models of this process, the longest unused first: a comparison's have the same base.
+_STATES: Final[OrderedDict[_Key, _States]] = OrderedDict()
+
+
 class LowerLayers:
     """Begins forward passes at the lowest adapted layer, where that can be.
 
@@ -76,7 +81,7 @@ class LowerLayers:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._stack = _stack_of(model)
-        self._states: OrderedDict[_Key, _States] = OrderedDict()
+        self._below = "" if self._stack is None else _digest_below(model, self._stack)
         self._too_large: set[_Key] = set()
         self._names: WeakKeyDictionary[EncodedRecords, str] = WeakKeyDictionary()
 
@@ -97,7 +102,7 @@ class LowerLayers:
         key = self._key(records)
         if key in self._too_large:
             return
-        states = self._states.get(key)
+        states = _STATES.get(key)
         unseen = indices if states is None else indices[~states.known[indices]]
         unseen = unseen[np.argsort(records.lengths[unseen], kind="stable")]
         for start in range(0, len(unseen), _MICRO_BATCH):
@@ -123,10 +128,11 @@ class LowerLayers:
         Args: as of `learn`, which comes first.
         """
         self.learn(records, indices, run)
-        states = self._states.get(self._key(records)) if self._stack else None
+        states = _STATES.get(key := self._key(records)) if self._stack else None
         if self._stack is None or states is None or not self._is_fixed(records):
             yield
             return
+        _STATES.move_to_end(key)
         width = records.main.width(indices, records.multiple)
         with _beginning(self._stack, states.batch(indices, width)):
             yield
@@ -144,10 +150,10 @@ class LowerLayers:
         )
 
     def _key(self, records: EncodedRecords) -> _Key:
-        """The records' content, and the arithmetic."""
+        """By what the states of some records are known."""
         if (name := self._names.get(records)) is None:
             name = self._names[records] = _digest(records)
-        return name, torch.is_autocast_enabled(self._device.type)
+        return self._below, name, torch.is_autocast_enabled(self._device.type)
 
     @property
     def _device(self) -> torch.device:
@@ -185,22 +191,23 @@ class LowerLayers:
 
     def _make_room(self, key: _Key, records: EncodedRecords, hidden: Tensor) -> _States | None:
         """Where the states of these records go; None if they would take too much memory."""
-        kind = torch.bfloat16 if key[1] else hidden.dtype
+        kind = torch.bfloat16 if key[-1] else hidden.dtype
         tokens, width = int(records.offsets[-1]), hidden.shape[-1]
-        needed, held = tokens * width * kind.itemsize, self._held()
-        room = _SHARE * (_free_memory(hidden.device) + held)
+        needed = tokens * width * kind.itemsize
+        room = _SHARE * (_free_memory(hidden.device) + _held())
         if needed > room:
             return None
-        while needed + self._held() > room:
-            self._states.popitem(last=False)
+        while needed + _held() > room:
+            _STATES.popitem(last=False)
         with torch.inference_mode(mode=False):
             values = torch.empty((tokens, width), dtype=kind, device=hidden.device)
-        self._states[key] = _States(values, records.offsets, np.zeros(len(records), np.bool_))
-        return self._states[key]
+        _STATES[key] = _States(values, records.offsets, np.zeros(len(records), np.bool_))
+        return _STATES[key]
 
-    def _held(self) -> int:
-        """Bytes of all that is remembered."""
-        return sum(states.values.nbytes for states in self._states.values())
+
+def _held() -> int:
+    """Bytes of all that is remembered."""
+    return sum(states.values.nbytes for states in _STATES.values())
 
 
 class _ReachedError(Exception):
@@ -236,8 +243,8 @@ def _pass_on(hidden_states: Tensor, *_args: object, **_options: object) -> Tenso
 def _stack_of(model: nn.Module) -> _Stack | None:
     """The layers below the lowest adapted one; None if there are none, or no one stack of layers.
 
-    Modules are registered in the order in which they run: whatever of the adapter comes before
-    the lowest layer, or stands beside the stack, is not above it.
+    Whatever of the adapter comes before the lowest layer, or stands beside the stack, is not above
+    it.
     """
     modules = dict(model.named_modules())
     adapted = [name for name, module in modules.items() if hasattr(module, "lora_A")]
@@ -247,8 +254,7 @@ def _stack_of(model: nn.Module) -> _Stack | None:
         return None
     layers, number = list(modules[stack].children()), min(number for _, number in places)
     ours = {id(parameter) for parameter in adapter_parameters(model).values()}
-    lowest = {id(parameter) for parameter in layers[number].parameters()}
-    before = takewhile(lambda parameter: id(parameter) not in lowest, model.parameters())
+    before = _parameters_before(model, layers[number])
     if number == 0 or any(id(parameter) in ours for parameter in before):
         return None
     return _Stack(tuple(layers[:number]), layers[number])
@@ -262,6 +268,23 @@ def _place(name: str, modules: dict[str, nn.Module]) -> tuple[str | None, int]:
         if part.isdecimal() and isinstance(modules[stack], nn.ModuleList):
             return stack, int(part)
     return None, 0
+
+
+def _digest_below(model: nn.Module, stack: _Stack) -> str:
+    """SHA-256 of what runs before the lowest adapted layer, and of where and how, in hexadecimal."""
+    config: Any = model.config
+    content = hashlib.sha256(f"{config.to_json_string()} {len(stack.below)}".encode())
+    content.update(f"{config._attn_implementation} {type(model)}".encode())  # noqa: SLF001
+    for parameter in _parameters_before(model, stack.lowest):
+        content.update(f"{parameter.device} {parameter.dtype}".encode())
+        content.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return content.hexdigest()
+
+
+def _parameters_before(model: nn.Module, layer: nn.Module) -> Iterator[nn.Parameter]:
+    """Modules are registered in the order in which they run, and so are their parameters."""
+    theirs = {id(parameter) for parameter in layer.parameters()}
+    return takewhile(lambda parameter: id(parameter) not in theirs, model.parameters())
 
 
 def _digest(records: EncodedRecords) -> str:
