@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import takewhile
+from functools import partial
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedpact.common.model import adapter_parameters, dropouts
+from fedpact.common.layer_stack import LayerStack
+from fedpact.common.model import dropouts
 from fedpact.common.records import CHANCE, TARGET, Column, EncodedRecords, IntArray
 
 _SHARE: Final = 0.25  # of the free memory, for what is remembered
@@ -29,14 +30,6 @@ _MICRO_BATCH: Final = 64
 
 # What lies below the adapter, by digest; what it reads of some records, by digest; whether in bf16.
 _Key = tuple[str, str, bool]
-
-
-@dataclass(frozen=True)
-class _Stack:
-    """A model's layers below the lowest adapted one, and that one."""
-
-    below: tuple[nn.Module, ...]
-    lowest: nn.Module
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +73,8 @@ class LowerLayers:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._stack = _stack_of(model)
-        self._below = "" if self._stack is None else _digest_below(model, self._stack)
+        self._stack = LayerStack.of(model)
+        self._below = "" if self._stack is None else self._stack.digest()
         self._too_large: set[_Key] = set()
         self._names: WeakKeyDictionary[EncodedRecords, str] = WeakKeyDictionary()
 
@@ -107,7 +100,7 @@ class LowerLayers:
         unseen = unseen[np.argsort(records.lengths[unseen], kind="stable")]
         for start in range(0, len(unseen), _MICRO_BATCH):
             rows = unseen[start : start + _MICRO_BATCH]
-            hidden = self._capture(self._stack, rows, run)
+            hidden = self._stack.capture(partial(run, rows))
             if hidden is None:
                 self._stack = None
                 return
@@ -134,7 +127,7 @@ class LowerLayers:
             return
         _STATES.move_to_end(key)
         width = records.main.width(indices, records.multiple)
-        with _beginning(self._stack, states.batch(indices, width)):
+        with self._stack.begin_with(states.batch(indices, width)):
             yield
 
     def _is_fixed(self, records: EncodedRecords) -> bool:
@@ -159,36 +152,6 @@ class LowerLayers:
     def _device(self) -> torch.device:
         return next(self._model.parameters()).device
 
-    @staticmethod
-    def _capture(
-        stack: _Stack, rows: IntArray, run: Callable[[IntArray], object]
-    ) -> Tensor | None:
-        """The states of some records, shape [n, t, hidden]; None if layers say more than that."""
-        caught: list[Tensor | None] = []
-
-        def catch(_layer: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-            caught.append(args[0] if args else options["hidden_states"])
-            raise _ReachedError
-
-        def check(_layer: nn.Module, _args: object, output: object) -> None:
-            if not isinstance(output, Tensor):
-                caught.append(None)
-                raise _ReachedError
-
-        handles = [
-            stack.below[-1].register_forward_hook(check),
-            stack.lowest.register_forward_pre_hook(catch, with_kwargs=True),
-        ]
-        try:
-            with torch.no_grad():
-                run(rows)
-        except _ReachedError:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
-        return caught[0]
-
     def _make_room(self, key: _Key, records: EncodedRecords, hidden: Tensor) -> _States | None:
         """Where the states of these records go; None if they would take too much memory."""
         kind = torch.bfloat16 if key[-1] else hidden.dtype
@@ -208,83 +171,6 @@ class LowerLayers:
 def _held() -> int:
     """Bytes of all that is remembered."""
     return sum(states.values.nbytes for states in _STATES.values())
-
-
-class _ReachedError(Exception):
-    """The forward pass has come to the lowest adapted layer."""
-
-
-@contextmanager
-def _beginning(stack: _Stack, hidden: Tensor) -> Iterator[None]:
-    """A forward pass that skips the layers below, and gives the lowest adapted one its input."""
-
-    def give(
-        _layer: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if args:
-            return (hidden, *args[1:]), options
-        return args, {**options, "hidden_states": hidden}
-
-    handle = stack.lowest.register_forward_pre_hook(give, with_kwargs=True)
-    for layer in stack.below:
-        layer.forward = _pass_on
-    try:
-        yield
-    finally:
-        handle.remove()
-        for layer in stack.below:
-            del layer.forward
-
-
-def _pass_on(hidden_states: Tensor, *_args: object, **_options: object) -> Tensor:
-    return hidden_states
-
-
-def _stack_of(model: nn.Module) -> _Stack | None:
-    """The layers below the lowest adapted one; None if there are none, or no one stack of layers.
-
-    Whatever of the adapter comes before the lowest layer, or stands beside the stack, is not above
-    it.
-    """
-    modules = dict(model.named_modules())
-    adapted = [name for name, module in modules.items() if hasattr(module, "lora_A")]
-    places = {_place(name, modules) for name in adapted}
-    stacks = {stack for stack, _ in places}
-    if len(stacks) != 1 or (stack := stacks.pop()) is None:
-        return None
-    layers, number = list(modules[stack].children()), min(number for _, number in places)
-    ours = {id(parameter) for parameter in adapter_parameters(model).values()}
-    before = _parameters_before(model, layers[number])
-    if number == 0 or any(id(parameter) in ours for parameter in before):
-        return None
-    return _Stack(tuple(layers[:number]), layers[number])
-
-
-def _place(name: str, modules: dict[str, nn.Module]) -> tuple[str | None, int]:
-    """The stack of layers in which a module lies, by name, and the layer's number."""
-    parts = name.split(".")
-    for depth, part in enumerate(parts):
-        stack = ".".join(parts[:depth])
-        if part.isdecimal() and isinstance(modules[stack], nn.ModuleList):
-            return stack, int(part)
-    return None, 0
-
-
-def _digest_below(model: nn.Module, stack: _Stack) -> str:
-    """SHA-256 of what runs before the lowest adapted layer, and of where and how, in hexadecimal."""
-    config: Any = model.config
-    content = hashlib.sha256(f"{config.to_json_string()} {len(stack.below)}".encode())
-    content.update(f"{config._attn_implementation} {type(model)}".encode())  # noqa: SLF001
-    for parameter in _parameters_before(model, stack.lowest):
-        content.update(f"{parameter.device} {parameter.dtype}".encode())
-        content.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return content.hexdigest()
-
-
-def _parameters_before(model: nn.Module, layer: nn.Module) -> Iterator[nn.Parameter]:
-    """Modules are registered in the order in which they run, and so are their parameters."""
-    theirs = {id(parameter) for parameter in layer.parameters()}
-    return takewhile(lambda parameter: id(parameter) not in theirs, model.parameters())
 
 
 def _digest(records: EncodedRecords) -> str:
