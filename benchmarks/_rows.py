@@ -73,7 +73,7 @@ RANKS: Final = replace(METHODS, adapter={"r": 8, "lora_alpha": 8})
 NATURAL: Final = replace(PLAIN, adapter={"r": 8, "lora_alpha": 8})
 TASKS: Final = replace(PLAIN, adapter={"r": 8, "lora_alpha": 8})
 ROBUST: Final = replace(PLAIN)
-FINE_TUNE_STEPS: Final = 50
+FINE_TUNE_STEPS: Final = 20
 DITTO_LAMBDA: Final = 0.1
 
 SST2: Final = Data("sst2", 64)

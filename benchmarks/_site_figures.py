@@ -15,12 +15,15 @@ ALONE, SHARED = "alone", "shared"
 
 
 class Had(BaseModel):
-    """The score of an adapter that a site has: on its own test records, and on all of them."""
+    """The score of an adapter that a site has: on its own test records, and on all of them.
+
+    A personal adapter is for the site's own; without a column that says whose they are, for none.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     own: float | None
-    whole: float
+    whole: float | None
 
 
 SiteScores = Mapping[str, Mapping[tuple[str, int], Had]]
@@ -36,7 +39,10 @@ def shared_beats_alone(scores: SiteScores, lasting: bool) -> Sequence[Figure]:
     by_seed: dict[int, list[float]] = defaultdict(list)
     by_site: dict[str, list[float]] = defaultdict(list)
     for key in sorted(set(alone) & set(shared)):
-        gain = 100 * (shared[key].whole - alone[key].whole)
+        before, after = alone[key].whole, shared[key].whole
+        if before is None or after is None:
+            continue
+        gain = 100 * (after - before)
         by_seed[key[1]].append(gain)
         by_site[_name(key, lasting)].append(gain)
     if not by_seed:

@@ -5,16 +5,19 @@ same rounds, steps and optimisers, without DP. Each part that ended is a file; a
 with what is there.
 """
 
+import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 
@@ -29,7 +32,10 @@ from fedpact.server import runs
 from fedpact.server.results import RunResult
 from fedpact.simulations.cells import Cell
 from fedpact.simulations.federation import Federation, deal, seeded_workbench
+from fedpact.simulations.partition import Indices
 from fedpact.simulations.simulate import conduct_here, open_coordinator
+
+_NONE: Final[Indices] = np.arange(0)
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,7 @@ def _each(waiting: Sequence[Part], jobs: int) -> Iterator[tuple[Part, str]]:
 def _begin(threads: int) -> None:
     import torch
 
+    logging.getLogger("fedpact").setLevel(logging.ERROR)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
 
@@ -206,32 +213,42 @@ def _had(
     """What each site has of an ended run: the shared adapter, and its personal one."""
     study, workbench = federation.study, seeded_workbench(cell.seed)
     test = cell.folder_of_study / (cell.study.evaluation.data or "")
-    records = read_records(test, study, workbench)
-    _, _, column = cell.partition.partition("column:")
-    whose = np.array(list(map(str, tabular.read(test).columns[column]))) if column else None
-    model = workbench.model(study)
+    every = read_records(test, study, workbench)
+    own = _own(test, cell.partition)
+    model, sent = workbench.model(study), read_adapter(Path(view.adapter))
 
-    def scored(adapter: Weights) -> Callable[[str], Had]:
-        scores = model.trainer.score(adapter, records).scores.astype(float)
+    def scores(adapter: Weights, rows: Indices) -> npt.NDArray[np.float32]:
+        return model.trainer.score(adapter, every.select(rows)).scores
 
-        def at(site: str) -> Had:
-            own = scores[whose == site] if whose is not None else scores[:0]
-            return Had(own=float(own.mean()) if len(own) else None, whole=float(scores.mean()))
-
-        return at
-
-    sent = read_adapter(Path(view.adapter))
-    predicts = not study.personalisation.keeps_tensors
-    shared = scored(model.first.overlaid(sent)) if predicts else None
-    personal = {}
+    shared, personal = {}, {}
+    if not study.personalisation.keeps_tensors:
+        found = scores(model.first.overlaid(sent), np.arange(len(every)))
+        for shard in federation.shards:
+            shared[shard.name] = Had(
+                own=_mean(found[own.get(shard.name, _NONE)]), whole=_mean(found)
+            )
     for index, shard in enumerate(federation.shards):
         mine = federation.records.select(shard.indices)
         kept = RunFolder(federation.home(index).runs).before(view.id, study.training.rounds + 1)
-        own = Bench(study, shard.name, workbench, mine).personal(sent, kept)
-        if own is not None:
-            personal[shard.name] = scored(own)(shard.name)
-    names = [shard.name for shard in federation.shards]
-    return {name: shared(name) for name in names} if shared else {}, personal
+        adapter = Bench(study, shard.name, workbench, mine).personal(sent, kept)
+        if adapter is not None:
+            # A personal adapter is for nobody else's records.
+            found = scores(adapter, own.get(shard.name, _NONE))
+            personal[shard.name] = Had(own=_mean(found), whole=None)
+    return shared, personal
+
+
+def _own(test: Path, partition: str) -> dict[str, Indices]:
+    """Each site's test records, where the partition is by a column."""
+    kind, _, column = partition.partition(":")
+    if kind != "column":
+        return {}
+    names = np.array(list(map(str, tabular.read(test).columns[column])))
+    return {str(name): np.flatnonzero(names == name) for name in np.unique(names)}
+
+
+def _mean(scores: npt.NDArray[np.float32]) -> float | None:
+    return float(scores.astype(float).mean()) if len(scores) else None
 
 
 def scores_of(parts: Sequence[Part], results: Sequence[Result | None]) -> SiteScores:

@@ -12,6 +12,7 @@ The data is a folder (`--data`, or `$FEDPACT_DATA`) that holds `sst2/`, `tweetev
 `--rounds` make a row smaller than it is meant; `--only` runs some of its variants.
 """
 
+import logging
 import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,8 @@ def main() -> None:
         "--records", type=int, help="of the training data and of the test set; all by default"
     )
     args = command_line.parse_args()
+    # That noise follows a seed, at each site in each round, is said in the report.
+    logging.getLogger("fedpact").setLevel(logging.ERROR)
     if args.row is None:
         print(f"accuracy: choose a --row: {', '.join(ROWS)}")
         return
@@ -164,9 +167,9 @@ def site_parts(scores: SiteScores) -> dict[str, Value]:
 
 
 def had_text(had: Sequence[Had]) -> str:
-    own = [one.own for one in had if one.own is not None]
-    whole = spread_text(Spread.of([one.whole for one in had]))
-    return f"{spread_text(Spread.of(own))} own, {whole} whole" if own else f"{whole} whole"
+    both = {"own": [one.own for one in had], "whole": [one.whole for one in had]}
+    there = {name: [v for v in values if v is not None] for name, values in both.items()}
+    return ", ".join(f"{spread_text(Spread.of(v))} {name}" for name, v in there.items() if v)
 
 
 def cost_parts(
