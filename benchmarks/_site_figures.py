@@ -27,13 +27,13 @@ class Had(BaseModel):
 
 
 SiteScores = Mapping[str, Mapping[tuple[str, int], Had]]
-"""Alone, shared or a personalisation; to site and seed; to what it had."""
+"""Alone, shared or a personalisation; to site and seed; to what it had. Names are of the same site
+with every seed, or else tell the seed."""
 
-SiteRule = Callable[[SiteScores, bool], Sequence[Figure]]
-"""Takes the scores, and whether a name is the same site with every seed."""
+SiteRule = Callable[[SiteScores], Sequence[Figure]]
 
 
-def shared_beats_alone(scores: SiteScores, lasting: bool) -> Sequence[Figure]:
+def shared_beats_alone(scores: SiteScores) -> Sequence[Figure]:
     """On the whole test set, for every site; with the mean gain and who lost."""
     alone, shared = scores.get(ALONE, {}), scores.get(SHARED, {})
     by_seed: dict[int, list[float]] = defaultdict(list)
@@ -44,7 +44,7 @@ def shared_beats_alone(scores: SiteScores, lasting: bool) -> Sequence[Figure]:
             continue
         gain = 100 * (after - before)
         by_seed[key[1]].append(gain)
-        by_site[_name(key, lasting)].append(gain)
+        by_site[key[0]].append(gain)
     if not by_seed:
         return []
     mean = Spread.of([Spread.of(gains).mean for gains in by_seed.values()])
@@ -69,10 +69,10 @@ def personal_matches_alone(spared: int) -> SiteRule:
     same test records.
     """
 
-    def rule(scores: SiteScores, lasting: bool) -> Sequence[Figure]:
+    def rule(scores: SiteScores) -> Sequence[Figure]:
         figures = []
         for way in scores:
-            gains = _own_gains(scores, way, lasting)
+            gains = _own_gains(scores, way)
             if way == ALONE or not gains:
                 continue
             worse = [site for site, gain in gains.items() if gain < 0]
@@ -86,19 +86,15 @@ def personal_matches_alone(spared: int) -> SiteRule:
     return rule
 
 
-def _own_gains(scores: SiteScores, way: str, lasting: bool) -> dict[str, float]:
+def _own_gains(scores: SiteScores, way: str) -> dict[str, float]:
     """Each site's gain over alone in points, on its own test records; mean over seeds."""
     alone, got = scores.get(ALONE, {}), scores[way]
     gains: dict[str, list[float]] = defaultdict(list)
     for key in sorted(set(alone) & set(got)):
         before, after = alone[key].own, got[key].own
         if before is not None and after is not None:
-            gains[_name(key, lasting)].append(100 * (after - before))
+            gains[key[0]].append(100 * (after - before))
     return {site: Spread.of(found).mean for site, found in gains.items()}
-
-
-def _name(key: tuple[str, int], lasting: bool) -> str:
-    return key[0] if lasting else f"{key[0]} of seed {key[1]}"
 
 
 def _named(losers: Sequence[str]) -> str:

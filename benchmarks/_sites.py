@@ -257,12 +257,15 @@ def scores_of(parts: Sequence[Part], results: Sequence[Result | None]) -> SiteSc
     for part, result in zip(parts, results, strict=True):
         if result is None:
             continue
-        seed = part.cell.seed
-        if part.site is not None:
-            scores[ALONE][part.site, seed] = result.shared[part.site]
-            continue
         for site, had in result.shared.items():
-            scores[SHARED].setdefault((site, seed), had)
+            way = SHARED if part.site is None else ALONE
+            scores[way].setdefault(_key(part, site), had)
         for site, had in result.personal.items():
-            scores.setdefault(part.cell.variant, {})[site, seed] = had
+            scores.setdefault(part.cell.variant, {})[_key(part, site)] = had
     return scores
+
+
+def _key(part: Part, site: str) -> tuple[str, int]:
+    """A site's name and the seed; the name tells the seed if other seeds deal out other sites."""
+    seed, lasting = part.cell.seed, part.cell.partition.startswith("column:")
+    return (site if lasting else f"{site} of seed {seed}"), seed

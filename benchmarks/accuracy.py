@@ -148,8 +148,7 @@ def measure_sites(
     parts = _sites.plan(cells, files.study.parent / "parts", alone_folder)
     results, failures = _sites.run(parts, args.jobs, Console(stderr=True))
     scores = _sites.scores_of(parts, results)
-    lasting = row.partition.startswith("column:")
-    figures = [figure for rule in row.site_rules for figure in rule(scores, lasting)]
+    figures = [figure for rule in row.site_rules for figure in rule(scores)]
     shown = site_parts(scores) | cost_parts(parts, results)
     return figures, shown | {f"failed {i}": why for i, why in enumerate(failures, 1)}
 
