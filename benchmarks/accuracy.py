@@ -1,163 +1,38 @@
 """How good the adapter becomes, row by row: what federating costs, what privacy costs, what methods do.
 
-Each row is one comparison (`fedpact simulate --compare`) on public data, with its report and its
-results in a folder that a later call goes on with. Several seeds set partition, sampling, noise and
-the adapter's first values; the spread over them stands beside each figure.
+Each row is measured on public data with several seeds, which set partition, sampling, noise and the
+adapter's first values; the spread over them stands beside each figure. What has been run is in a
+folder, with which a later call goes on.
 
     python benchmarks/accuracy.py --data FOLDER --row federated-dp --seeds 3
 
 The data is a folder (`--data`, or `$FEDPACT_DATA`) that holds `sst2/`, `tweeteval-emotion/`,
-`medquad-qtype/`, …: in each `train.csv.gz` and `test.csv.gz` (columns text, label and maybe site).
-Without `--row` the rows are listed. `--records` and `--rounds` make a row smaller than it is meant.
+`medquad-qtype/`, …: in each `train.csv.gz` and `test.csv.gz` (columns text, label and maybe site) or
+`.jsonl.gz`. Without `--row` the rows are listed; what they are stands in `_rows.py`. `--records` and
+`--rounds` make a row smaller than it is meant; `--only` runs some of its variants.
 """
 
-import csv
-import gzip
-import io
+import logging
 import os
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import tomli_w
 from rich.console import Console
 
+import _sites
+from _figures import Figure, Scores, ranked
 from _report import Value, parser, report
-from fedpact.common import tabular
+from _rows import ROWS, Row
+from _site_figures import ALONE, Had, SiteScores
+from _study import DELTA, Files, prepare
+from fedpact.common import study_check
 from fedpact.simulations import comparison, comparison_report
+from fedpact.simulations.cells import Cell
 from fedpact.simulations.comparing import Comparison, compare
 from fedpact.simulations.comparison import Variant
-from fedpact.simulations.comparison_results import ComparisonResult
-
-EPSILON, DELTA, BATCH = 8.0, 1e-5, 512
-METHODS = ("ffa-lora", "fedavg", "fedsvd", "rolora", "flexlora")
-RATES = "training.learning_rate=0.003,0.01,0.03"
-NO_DP = {"privacy.mechanism": "none"}
-BAD = 2
-
-
-@dataclass(frozen=True)
-class Row:
-    """One comparison.
-
-    Attributes:
-        data: the data set's folder.
-        variants: what is compared, given the training file and a folder for files of their own.
-        figure: which variant's score less which other's is the row's figure.
-        partition: how the training data are dealt out.
-        sites: to how many; None takes the column's values.
-        tune: what each variant tries first.
-        target: what the figure should be.
-        study: sections of the study beside those of all rows.
-    """
-
-    data: str
-    variants: Callable[[Path, Path], Sequence[Variant]]
-    figure: tuple[str, str]
-    partition: str = "iid"
-    sites: int | None = 3
-    tune: str = ""
-    target: str = ""
-    study: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-
-def central(name: str, sites: int, **changes: Any) -> Variant:
-    """All records at one site, with the batches of all sites together."""
-    return Variant(
-        name, {"training.batch_size": BATCH * sites, **changes}, sites=1, partition="iid"
-    )
-
-
-def fixed(*variants: Variant) -> Callable[[Path, Path], Sequence[Variant]]:
-    return lambda _training, _folder: variants
-
-
-def alone_and_shared(training: Path, folder: Path) -> Sequence[Variant]:
-    """All sites together, and each with its own records alone."""
-    table = tabular.read(training)
-    names = sorted(set(table.columns["site"]))
-    alone = []
-    for number, name in enumerate(names):
-        mine = [i for i, site in enumerate(table.columns["site"]) if site == name]
-        path = write(folder / f"alone-{number:02}.csv.gz", table.columns, mine)
-        alone.append(Variant(f"{name} alone", NO_DP, data=path, sites=1, partition="iid"))
-    return [Variant("shared", NO_DP), *alone]
-
-
-def under_attack() -> Sequence[Variant]:
-    rules: dict[str, dict[str, Any]] = {
-        "mean": {},
-        "median": {"aggregation.robust": "median"},
-        "geometric-median": {"aggregation.robust": "geometric-median"},
-        "multi-krum": {"aggregation.robust": "multi-krum"},
-    }
-    bad = {"aggregation.bad_sites": BAD, "federation.quorum": 10, **NO_DP}
-    attacks = ("", "sign-flip", "noise", "label-flip", "little", "collusion")
-    return [
-        Variant(
-            f"{rule}, {attack or 'all honest'}",
-            {**bad, **changes},
-            attack=f"{attack}:{BAD}" if attack else "",
-        )
-        for rule, changes in rules.items()
-        for attack in attacks
-    ]
-
-
-ROWS = {
-    "no-dp-federated-vs-central": Row(
-        "sst2",
-        fixed(Variant("federated", NO_DP), central("central", 3, **NO_DP)),
-        ("federated", "central"),
-    ),
-    "central-dp": Row(
-        "sst2",
-        fixed(central("central, DP", 3), central("central, no DP", 3, **NO_DP)),
-        ("central, DP", "central, no DP"),
-    ),
-    "federated-dp": Row(
-        "sst2",
-        fixed(
-            Variant("federated, DP"),
-            central("central, DP", 3),
-            Variant("federated, no DP", NO_DP),
-        ),
-        ("federated, DP", "central, DP"),
-    ),
-    "methods-under-dp": Row(
-        "sst2",
-        fixed(*(Variant(method, {"aggregation.method": method}) for method in METHODS)),
-        ("ffa-lora", "fedavg"),
-        tune=RATES,
-    ),
-    "dirichlet-no-dp": Row(
-        "tweeteval-emotion",
-        fixed(
-            *(Variant(method, {"aggregation.method": method, **NO_DP}) for method in METHODS),
-            central("central", 10, **NO_DP),
-        ),
-        ("ffa-lora", "central"),
-        partition="dirichlet:0.3",
-        sites=10,
-    ),
-    "alone-vs-shared": Row(
-        "medquad-qtype",
-        alone_and_shared,
-        ("shared", "best alone"),
-        partition="column:site",
-        sites=None,
-        study={"training": {"batch_size": 64, "max_length": 128}},
-    ),
-    "bad-sites": Row(
-        "sst2",
-        lambda _training, _folder: under_attack(),
-        ("median, sign-flip", "mean, sign-flip"),
-        sites=10,
-    ),
-}
+from fedpact.simulations.comparison_results import NEIGHBOURS, ComparisonResult, Spread
 
 
 def main() -> None:
@@ -167,104 +42,181 @@ def main() -> None:
     command_line.add_argument("--seeds", type=int, default=3)
     command_line.add_argument("--folder", type=Path, default=Path("fedpact-accuracy"))
     command_line.add_argument("--jobs", type=int, default=1)
-    command_line.add_argument("--rounds", type=int, default=6)
+    command_line.add_argument("--only", help="variants' names, such as '*sign-flip'")
+    command_line.add_argument("--rounds", type=int, help="in the place of the recipe's")
     command_line.add_argument(
-        "--records", type=int, help="of the training data; all by default"
+        "--records", type=int, help="of the training data and of the test set; all by default"
     )
     args = command_line.parse_args()
+    # That noise follows a seed, at each site in each round, is said in the report.
+    logging.getLogger("fedpact").setLevel(logging.ERROR)
     if args.row is None:
         print(f"accuracy: choose a --row: {', '.join(ROWS)}")
         return
     row = ROWS[args.row]
-    if args.data is None or not (Path(args.data) / row.data / "train.csv.gz").is_file():
-        print(f"accuracy: not run, there is no {row.data}/train.csv.gz in --data")
+    name = f"{row.data.folder}/train{row.data.suffix}"
+    if args.data is None or not (Path(args.data) / name).is_file():
+        print(f"accuracy: not run, there is no {name} in --data")
         return
-    print_row(args.row, row, run(args.row, row, args), args)
+    variants = [v for v in row.variants if fnmatch(v.name, args.only or "*")]
+    if not variants:
+        print(f"accuracy: --only is none of {', '.join(v.name for v in row.variants)}")
+        return
+    folder = args.folder / args.row
+    files = prepare(row, Path(args.data) / row.data.folder, folder, args.records, args.rounds)
+    variants = [files.with_batch(variant) for variant in variants]
+    measure = measure_sites if row.site_rules else measure_variants
+    figures, parts = measure(row, variants, files, args)
+    print_row(row, figures, parts, args)
 
 
-def run(name: str, row: Row, args: Namespace) -> ComparisonResult:
-    """Run a row, or what is left of it."""
-    folder = args.folder / name
-    folder.mkdir(parents=True, exist_ok=True)
-    source = Path(args.data) / row.data
-    training, test = (tabular.read(source / f"{part}.csv.gz") for part in ("train", "test"))
-    kept = np.random.default_rng(0).permutation(training.records)[: args.records]
-    train_file = write(folder / "train.csv.gz", training.columns, sorted(kept))
-    write(folder / "test.csv.gz", test.columns, range(test.records))
-    labels = sorted(set(training.columns["label"]))
-    study = write_study(folder, row, labels, args.rounds)
-    return compare(
+Found = tuple[Sequence[Figure], dict[str, Value]]
+
+
+def measure_variants(
+    row: Row, variants: Sequence[Variant], files: Files, args: Namespace
+) -> Found:
+    """A comparison of whole federations, by the score on the test set."""
+    rates = [{"training.learning_rate": rate} for rate in row.recipe.rates]
+    found = compare(
         Comparison(
-            study,
-            variants=row.variants(train_file, folder),
+            files.study,
+            variants=variants,
             seeds=range(args.seeds),
-            folder=folder / "compared",
-            tune=comparison.grid([row.tune]) if row.tune else (),
-            data=train_file,
+            folder=files.study.parent / "compared",
+            tune=rates if row.tune else (),
+            data=files.training,
             sites=row.sites,
             partition=row.partition,
             jobs=args.jobs,
+            measure=row.data.measure,
         ),
         Console(stderr=True),
     )
-
-
-def write_study(folder: Path, row: Row, labels: Sequence[str], rounds: int) -> Path:
-    document: dict[str, Any] = {
-        "study": {"name": folder.name},
-        "task": {"labels": labels},
-        "model": {"base": "sentence-transformers/all-MiniLM-L6-v2"},
-        "training": {
-            "rounds": rounds,
-            "local_steps": 4,
-            "batch_size": BATCH,
-            "learning_rate": 1e-2,
-            "max_length": 64,
-        },
-        "privacy": {"target_epsilon": EPSILON, "target_delta": DELTA},
-        "evaluation": {"data": "test.csv.gz"},
-    }
-    for section, keys in row.study.items():
-        document[section] = {**document.get(section, {}), **keys}
-    path = folder / "study.toml"
-    path.write_text(tomli_w.dumps(document), encoding="utf-8")
-    return path
-
-
-def write(path: Path, columns: Mapping[str, Sequence[Any]], kept: Sequence[int]) -> Path:
-    """Some rows of a table as gzipped CSV, the same bytes each time."""
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([values[i] for values in columns.values()] for i in kept)
-    path.write_bytes(gzip.compress(buffer.getvalue().encode(), mtime=0))
-    return path
-
-
-def print_row(name: str, row: Row, found: ComparisonResult, args: Namespace) -> None:
-    means = {v.name: v.score.mean for v in found.variants if v.score is not None}
-    if row.figure[1] == "best alone":
-        means["best alone"] = max(v for k, v in means.items() if k.endswith(" alone"))
-    parts: dict[str, Value] = {}
-    for variant in found.variants:
-        if variant.score is not None:
-            sd = "" if variant.score.sd is None else f" ± {variant.score.sd:.4f}"
-            private = "no DP" if variant.epsilon is None else f"ε {variant.epsilon:.3f}"
-            parts[variant.name] = (
-                f"{variant.score.mean:.4f}{sd} (n = {variant.score.n}), {private}, "
-                f"{variant.bytes_out_per_site:,.0f} bytes sent, {variant.seconds:.0f} s"
-            )
-    parts |= {f"failed: {f.variant}, seed {f.seed}": f.reason for f in found.failures}
-    parts |= {"delta": DELTA, "unit": f"{found.variants[0].neighbours} record"}
-    parts |= {"rounds": args.rounds, "training_records": args.records or "all"}
     if args.format == "table":
         Console().print(comparison_report.table(found))
-    one, other = row.figure
+    scores = {variant.name: variant.scores for variant in found.variants}
+    figures = [figure for rule in row.rules for figure in rule(scores)]
+    return figures, {
+        "measure": found.metric,
+        **variant_parts(found),
+        "ranking": ranking(scores),
+    }
+
+
+def ranking(scores: Scores) -> str:
+    return " > ".join(ranked(scores))
+
+
+def variant_parts(found: ComparisonResult) -> dict[str, Value]:
+    parts: dict[str, Value] = {}
+    for variant in found.variants:
+        if variant.score is None:
+            continue
+        chosen = (variant.tuning and variant.tuning.chosen) or {}
+        parts[variant.name] = ", ".join(
+            [
+                spread_text(variant.score),
+                epsilon_text(variant.epsilon),
+                f"{variant.bytes_out_per_site:,.0f} bytes sent",
+                f"{variant.seconds:.0f} s",
+                *(f"{key.split('.')[-1]} {value:g}" for key, value in chosen.items()),
+            ]
+        )
+    return parts | {f"failed: {f.variant}, seed {f.seed}": f.reason for f in found.failures}
+
+
+def measure_sites(
+    row: Row, variants: Sequence[Variant], files: Files, args: Namespace
+) -> Found:
+    """Every site of the row's federations: alone, shared and personal."""
+    document, _ = study_check.read(files.study)
+    cells = [
+        Cell(
+            variant=variant.name,
+            study=comparison.changed(document, {**variant.changes, "training.seed": seed}),
+            folder_of_study=files.study.parent.absolute(),
+            data=files.training.absolute(),
+            partition=row.partition,
+            sites=row.sites,
+            seed=seed,
+        )
+        for seed in range(args.seeds)
+        for variant in variants
+    ]
+    alone_folder = args.folder / ALONE / row.data.folder
+    parts = _sites.plan(cells, files.study.parent / "parts", alone_folder)
+    results, failures = _sites.run(parts, args.jobs, Console(stderr=True))
+    scores = _sites.scores_of(parts, results)
+    figures = [figure for rule in row.site_rules for figure in rule(scores)]
+    shown = site_parts(scores) | cost_parts(parts, results)
+    return figures, shown | {f"failed {i}": why for i, why in enumerate(failures, 1)}
+
+
+def site_parts(scores: SiteScores) -> dict[str, Value]:
+    """Own and whole test score of each site, each way; means over seeds."""
+    parts: dict[str, Value] = {}
+    for site in sorted({site for had in scores.values() for site, _ in had}):
+        ways = {
+            way: [one for (name, _), one in had.items() if name == site]
+            for way, had in scores.items()
+        }
+        parts[site] = "; ".join(f"{way} {had_text(had)}" for way, had in ways.items() if had)
+    return parts
+
+
+def had_text(had: Sequence[Had]) -> str:
+    both = {"own": [one.own for one in had], "whole": [one.whole for one in had]}
+    there = {name: [v for v in values if v is not None] for name, values in both.items()}
+    return ", ".join(f"{spread_text(Spread.of(v))} {name}" for name, v in there.items() if v)
+
+
+def cost_parts(
+    parts: Sequence[_sites.Part], results: Sequence[_sites.Result | None]
+) -> dict[str, Value]:
+    """ε, bytes and seconds of each variant's federations; mean over seeds, ε the largest."""
+    by_variant: dict[str, list[_sites.Result]] = {}
+    for part, result in zip(parts, results, strict=True):
+        if result is not None:
+            name = part.cell.variant if part.site is None else "a site alone"
+            by_variant.setdefault(name, []).append(result)
+    costs: dict[str, Value] = {}
+    for name, ended in by_variant.items():
+        epsilon = max((r.epsilon for r in ended if r.epsilon is not None), default=None)
+        sent = sum(r.bytes_out for r in ended) / len(ended)
+        seconds = sum(r.seconds for r in ended) / len(ended)
+        apart = "nothing sent" if name == "a site alone" else f"{sent:,.0f} bytes sent"
+        costs[f"cost of {name}"] = f"{epsilon_text(epsilon)}, {apart}, {seconds:.0f} s"
+    return costs
+
+
+def spread_text(spread: Spread) -> str:
+    sd = "" if spread.sd is None else f" ± {spread.sd:.4f}"
+    return f"{spread.mean:.4f}{sd} (n = {spread.n})"
+
+
+def epsilon_text(epsilon: float | None) -> str:
+    return "no DP" if epsilon is None else f"ε {epsilon:.3f}"
+
+
+def print_row(
+    row: Row, figures: Sequence[Figure], parts: Mapping[str, Value], args: Namespace
+) -> None:
+    shown: dict[str, Value] = dict(parts)
+    if row.epsilon is not None:
+        shown |= {"delta": DELTA, "unit": f"{NEIGHBOURS} record"}
+    shown |= {
+        "seeds": args.seeds,
+        "rounds": args.rounds or row.recipe.rounds,
+        "records": args.records or "all",
+        **{figure.what: str(figure) for figure in figures},
+    }
+    first = figures[0] if figures else Figure("nothing to compare yet", float("nan"))
     report(
-        title=f"{name}: points of {found.metric} of {one} less {other}, on {row.data}",
-        figure=100 * (means.get(one, float("nan")) - means.get(other, float("nan"))),
-        parts=parts,
-        target=row.target,
+        title=f"{args.row}: {first.what}, on {row.data.folder}",
+        figure=first.value,
+        parts=shown,
+        target=first.verdict.removeprefix("target "),
         form=args.format,
     )
 

@@ -10,7 +10,10 @@ from pyarrow import parquet
 from rich.console import Console
 
 from fedpact.common import tabular
+from fedpact.common.database import open_database, sqlite_url
 from fedpact.common.errors import StudyError, UsageError
+from fedpact.server import runs
+from fedpact.server.home import MIGRATIONS
 from fedpact.simulations import comparison, held_out
 from fedpact.simulations.simulate import Simulation, simulate
 from support.comparisons import ROUNDS, SITES, prepare, run
@@ -147,6 +150,21 @@ def test_a_variant_without_privacy_is_called_so(tiny, tmp_path):
     assert [v.epsilon is None for v in result.variants] == [True, False]
     page = (tmp_path / "compared" / "report.html").read_text(encoding="utf-8")
     assert "NOT PRIVATE" in page
+
+
+def test_another_of_the_tasks_measures_is_compared(tiny, tmp_path):
+    task = {"name": "multi-label-classification", "labels": list(LABELS)}
+    study = prepare(tiny, tmp_path, training={"rounds": 1}, task=task)
+    result, _ = run(study, "study.name=mine", seeds=(0,), measure="micro_f1")
+    (cell,) = (tmp_path / "compared" / "cells").iterdir()
+    engine = open_database(sqlite_url(cell / "fedpact.db"), MIGRATIONS)
+    (view,) = runs.list_runs(engine)
+    (measured,) = runs.view(engine, view.id).rounds
+    engine.dispose()
+    assert result.metric == "micro f1"
+    assert result.variants[0].scores == {0: measured.metrics["micro_f1"]}
+    result, _ = run(study, "study.name=mine", seeds=(0,), measure="f2", folder="other")
+    assert "measures micro_f1, macro_f1, not f2" in result.failures[0].reason
 
 
 # Tuning

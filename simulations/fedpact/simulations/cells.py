@@ -19,7 +19,7 @@ from sqlalchemy import Engine
 
 from fedpact.common import tabular, wire
 from fedpact.common.database import disk_errors
-from fedpact.common.errors import FedpactError
+from fedpact.common.errors import FedpactError, UsageError
 from fedpact.common.study import Study
 from fedpact.common.version import fedpact_version
 from fedpact.server import runs
@@ -46,6 +46,8 @@ class Cell:
         sites: to how many; None takes a column's values.
         seed: of partition, sampling, noise and the adapter's first values.
         attack: what bad sites do, if there are any.
+        measure: which of the task's measures of the public test set is the score, such as
+            `micro_f1`; empty takes the mean of the records' scores.
     """
 
     variant: str
@@ -56,11 +58,12 @@ class Cell:
     sites: int | None
     seed: int
     attack: str = ""
+    measure: str = ""
 
     @property
     def metric(self) -> str:
         """What its score is called."""
-        return self.study.task.kind.score.replace("_", " ")
+        return (self.measure or self.study.task.kind.score).replace("_", " ")
 
     @property
     def identity(self) -> str:
@@ -68,7 +71,7 @@ class Cell:
         test_set = self.folder_of_study / (self.study.evaluation.data or "")
         parts = (
             *(fedpact_version(), self.variant, self.study.canonical(), self.partition),
-            *(str(self.sites), str(self.seed), self.attack),
+            *(str(self.sites), str(self.seed), self.attack, self.measure),
             *map(tabular.content_digest, (self.data, test_set)),
         )
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -202,20 +205,20 @@ def _simulated(cell: Cell, home: Path, tick: Tick) -> CellResult:
 
     def watched(index: int, answer: Answer) -> Answer:
         answer = around(index, answer)
-        return meter.around(answer, lambda done: tick(done, _newest_score(engine, run_id)))
+        return meter.around(answer, lambda done: tick(done, _newest(cell, engine, run_id)))
 
     try:
         conduct_here(engine, run_id, federation, home / "artifacts", cell.seed, watched)
         view = runs.view(engine, run_id)
     finally:
         engine.dispose()
-    tick(len(view.rounds), view.rounds[-1].accuracy)
+    tick(len(view.rounds), _score(cell, view.rounds[-1]))
     _tidy(home)
     result = RunResult.of(view)
     rounds = tuple(
         CellRound(
             round=r.number,
-            score=r.accuracy,
+            score=_score(cell, r),
             loss=r.loss,
             seconds=r.seconds or 0.0,
             bytes_in=meter.received[r.number - 1],
@@ -268,9 +271,19 @@ class _Meter:
         return metered
 
 
-def _newest_score(engine: Engine, run: str) -> float | None:
-    scores = [r.accuracy for r in runs.view(engine, run).rounds if r.accuracy is not None]
-    return scores[-1] if scores else None
+def _newest(cell: Cell, engine: Engine, run: str) -> float | None:
+    scores = [_score(cell, r) for r in runs.view(engine, run).rounds]
+    return next((score for score in reversed(scores) if score is not None), None)
+
+
+def _score(cell: Cell, measured: runs.RoundView) -> float | None:
+    """What a round comes to in the cell's measure; None if it was not measured."""
+    if not cell.measure or measured.accuracy is None:
+        return measured.accuracy
+    if cell.measure not in measured.metrics:
+        known = ", ".join(measured.metrics) or f"{cell.study.task.kind.score} alone"
+        raise UsageError(f"{cell.study.task.name} measures {known}, not {cell.measure}.")
+    return measured.metrics[cell.measure]
 
 
 def _tidy(home: Path) -> None:

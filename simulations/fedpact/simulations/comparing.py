@@ -50,6 +50,8 @@ class Comparison:
         sites: how many; None takes the study's number, or a column's values.
         partition: how the data are dealt out.
         jobs: in how many processes.
+        measure: which of the task's measures is compared and tuned for, such as `micro_f1`;
+            empty takes the mean of the records' scores.
     """
 
     study: Path
@@ -61,6 +63,7 @@ class Comparison:
     sites: int | None = None
     partition: str = "iid"
     jobs: int = 1
+    measure: str = ""
 
 
 def compare(asked: Comparison, console: Console) -> ComparisonResult:
@@ -92,7 +95,7 @@ def compare(asked: Comparison, console: Console) -> ComparisonResult:
         tunings = _tune(plan, folder, bar) if asked.tune else {}
         results = cell_runner.run(plan.cells(tunings), folder, asked.jobs, bar)
         found = comparison_results.summarise(
-            plan.study, asked.variants, results, tunings, plan.setting
+            plan.study, asked.variants, results, tunings, plan.setting, plan.metric
         )
         comparison_report.write(found, results, asked.folder)
     return found
@@ -166,6 +169,11 @@ class _Plan:
             seeds=tuple(self.asked.seeds),
         )
 
+    @property
+    def metric(self) -> str:
+        """What scores are, in words."""
+        return (self.asked.measure or self.study.task.kind.score).replace("_", " ")
+
     def data_of(self, variant: Variant) -> Path:
         """The data file of a variant."""
         return variant.data or self.data
@@ -188,6 +196,7 @@ class _Plan:
             sites=sites,
             seed=seed,
             attack=variant.attack,
+            measure=self.asked.measure,
         )
 
     def cells(self, tunings: Mapping[str, Tuning]) -> list[Cell]:

@@ -177,6 +177,7 @@ def summarise(
     results: Sequence[CellResult],
     tunings: Mapping[str, Tuning],
     setting: Setting,
+    metric: str,
 ) -> ComparisonResult:
     """What cells come to, variant by variant."""
     cells = {v.name: [r for r in results if r.variant == v.name] for v in variants}
@@ -193,7 +194,7 @@ def summarise(
     return ComparisonResult(
         study=study.study.name,
         study_digest=study.digest,
-        metric=study.task.kind.score.replace("_", " "),
+        metric=metric,
         setting=setting,
         variants=tuple(
             _variant(

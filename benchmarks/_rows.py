@@ -1,0 +1,291 @@
+"""The rows of the accuracy table: data, recipe, variants, and the rules for their figures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from _figures import Rule, at_least, best_beyond_spread, best_less, borne, not_below, within
+from _site_figures import SiteRule, personal_matches_alone, shared_beats_alone
+from fedpact.simulations.attacks import KINDS as ATTACKS
+from fedpact.simulations.comparison import Variant
+
+Section = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set: its folder, how the task reads it, and by which of the task's measures."""
+
+    folder: str
+    max_length: int
+    task: Section = field(default_factory=dict)
+    suffix: str = ".csv.gz"
+    measure: str = ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a row is trained.
+
+    Attributes:
+        rounds: in each run.
+        rate: the share of a site's records in a step, where all are of one size; sites of
+            unlike sizes have the same expected batch, at most all that they have.
+        training, aggregation, adapter, privacy: keys of these sections of the study.
+        every: rounds from one measurement to the next; None: the study's default.
+        rates: learning rates that each variant of a tuned row tries.
+    """
+
+    rounds: int
+    rate: float
+    training: Section
+    aggregation: Section = field(default_factory=dict)
+    adapter: Section = field(default_factory=dict)
+    privacy: Section = field(default_factory=dict)
+    every: int | None = None
+    rates: tuple[float, ...] = ()
+
+
+# The recipes: one for each kind of row.
+ADAPTER: Final[Section] = {"r": 4, "lora_alpha": 4}
+EVERY: Final[int | None] = None
+PLAIN: Final = Recipe(
+    rounds=100,
+    rate=0.3,
+    training={"local_steps": 1, "optimizer": "sgd", "learning_rate": 1.0},
+    aggregation={"server_optimizer": "adam", "server_learning_rate": 0.1},
+    adapter=ADAPTER,
+    every=EVERY,
+)
+PRIVATE: Final = replace(PLAIN)
+# Methods some of which cannot go with a server optimiser: all do without, and tune alike.
+METHODS: Final = Recipe(
+    rounds=10,
+    rate=0.1,
+    training={"local_steps": 8, "optimizer": "adamw"},
+    adapter=ADAPTER,
+    rates=(0.001, 0.003, 0.01, 0.03),
+)
+METHODS_PRIVATE: Final = replace(
+    METHODS, rounds=15, rate=0.3, training={"local_steps": 4, "optimizer": "adamw"}
+)
+RANKS: Final = replace(METHODS, adapter={"r": 8, "lora_alpha": 8})
+NATURAL: Final = replace(PLAIN, adapter={"r": 8, "lora_alpha": 8})
+TASKS: Final = replace(PLAIN, adapter={"r": 8, "lora_alpha": 8})
+ROBUST: Final = replace(PLAIN)
+FINE_TUNE_STEPS: Final = 20
+DITTO_LAMBDA: Final = 0.1
+
+SST2: Final = Data("sst2", 64)
+EMOTION: Final = Data("tweeteval-emotion", 64)
+MEDQUAD: Final = Data("medquad-qtype", 128)
+REVIEWS: Final = Data("mdsd5", 128)
+HALLMARKS: Final = Data(
+    "hallmarks-of-cancer", 256, {"name": "multi-label-classification"}, measure="micro_f1"
+)
+QUESTIONS: Final = Data(
+    "xquad-en",
+    384,
+    {
+        "name": "question-answering",
+        "text_column": "question",
+        "text_pair_column": "context",
+        "label_column": "answers",
+    },
+    ".jsonl.gz",
+)
+DISEASES: Final = Data(
+    "ncbi-disease",
+    128,
+    {"name": "token-classification", "text_column": "tokens", "label_column": "tags"},
+    ".jsonl.gz",
+    measure="entity_f1",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+        data: which.
+        recipe: how all variants are trained, but for their own changes.
+        variants: what is compared. One with sites of its own has the row's batch in a step all
+            the same: with one site it is central.
+        rules: what the figures are.
+        sites: among how many sites; None: the column's values.
+        partition: how the training data are dealt out.
+        epsilon: that each site's run costs at most; None: no DP.
+        tune: whether each variant chooses its learning rate first.
+        site_rules: what the figures are where every site is measured, alone too; `rules` is
+            empty then, and the first variant's run gives the shared adapter.
+    """
+
+    data: Data
+    recipe: Recipe
+    variants: tuple[Variant, ...]
+    rules: tuple[Rule, ...] = ()
+    sites: int | None = 3
+    partition: str = "iid"
+    epsilon: float | None = None
+    tune: bool = False
+    site_rules: tuple[SiteRule, ...] = ()
+
+
+def _methods(*names: str) -> tuple[Variant, ...]:
+    return tuple(Variant(name, {"aggregation.method": name}) for name in names)
+
+
+_FEDERATED: Final = (Variant("federated"), Variant("central", sites=1, partition="iid"))
+
+# Personal adapters of fine-tune and ditto are trained without noise and stay; what private-head
+# and fedsa-lora keep is trained by the same noisy steps as what they share.
+_PERSONAL: Final = (
+    Variant(
+        "fine-tune",
+        {"personalisation.method": "fine-tune", "personalisation.steps": FINE_TUNE_STEPS},
+    ),
+    Variant(
+        "ditto",
+        {"personalisation.method": "ditto", "personalisation.ditto_lambda": DITTO_LAMBDA},
+    ),
+    Variant("private-head", {"personalisation.method": "private-head"}),
+    Variant(
+        "fedsa-lora",
+        {"personalisation.method": "fedsa-lora", "aggregation.method": "fedavg"},
+    ),
+)
+
+_PRIVATE_METHODS: Final = ("fedavg", "ffa-lora", "fedsvd", "fedex-lora", "rolora")
+_UNLIKE: Final = {
+    "institutions": [
+        {"name": f"rank {r}", "sector": "academia", "records": 1_000, "r": r} for r in (2, 4, 8)
+    ]
+}
+_MIXED: Final = (
+    Variant("fedavg, rank 8", {"aggregation.method": "fedavg"}),
+    Variant("flexlora, rank 8", {"aggregation.method": "flexlora"}),
+    *(
+        Variant(f"{method}, ranks 2, 4, 8", {"aggregation.method": method, **_UNLIKE})
+        for method in ("flora", "flexlora", "hetlora")
+    ),
+)
+
+BAD: Final = 2
+NORM_BOUND: Final = 0.1
+RULES: Final = (
+    "mean",
+    "median",
+    "trimmed-mean",
+    "geometric-median",
+    "multi-krum",
+    "centred-clipping",
+    "norm-bounding",
+)
+HONEST: Final = "mean, all honest"
+
+
+def _under_attack() -> Sequence[Variant]:
+    bears = {"aggregation.bad_sites": BAD, "federation.quorum": 10}
+    rules: dict[str, dict[str, Any]] = {
+        rule: {**bears, "aggregation.robust": "none" if rule == "mean" else rule}
+        for rule in RULES
+    }
+    for rule in ("centred-clipping", "norm-bounding"):
+        rules[rule]["aggregation.norm_bound"] = NORM_BOUND
+    return [
+        Variant(HONEST, rules["mean"]),
+        *(
+            Variant(f"{rule}, {attack}", changes, attack=f"{attack}:{BAD}")
+            for attack in ATTACKS
+            for rule, changes in rules.items()
+        ),
+    ]
+
+
+def _natural(data: Data, epsilon: float | None, spared: int) -> Row:
+    rules = (personal_matches_alone(spared), shared_beats_alone)
+    return Row(
+        data,
+        NATURAL,
+        _PERSONAL,
+        sites=None,
+        partition="column:site",
+        epsilon=epsilon,
+        site_rules=rules,
+    )
+
+
+ROWS: Final = {
+    "no-dp-federated-vs-central": Row(
+        SST2, PLAIN, _FEDERATED, (within("federated", "central", 0.5),)
+    ),
+    "federated-dp": Row(
+        SST2,
+        PRIVATE,
+        _FEDERATED,
+        (at_least("central", 83), within("federated", "central", 1.5)),
+        epsilon=8.0,
+    ),
+    "dirichlet-no-dp": Row(
+        EMOTION,
+        METHODS,
+        _methods("fedavg", "ffa-lora", "fedsvd", "fedex-lora", "rolora", "flexlora", "flora"),
+        (best_beyond_spread("fedavg"),),
+        sites=5,
+        partition="dirichlet:0.3",
+        tune=True,
+    ),
+    **{
+        f"methods-under-dp-{name}-{epsilon}": Row(
+            data,
+            METHODS_PRIVATE,
+            _methods(*_PRIVATE_METHODS),
+            (best_less("fedavg"),),
+            sites=6,
+            partition="dirichlet:0.5",
+            epsilon=float(epsilon),
+            tune=True,
+        )
+        for name, data in (("sst2", SST2), ("emotion", EMOTION))
+        for epsilon in (6, 3)
+    },
+    "alone-vs-shared-sst2": Row(
+        SST2,
+        PLAIN,
+        (Variant("shared"),),
+        sites=10,
+        partition="dirichlet:0.5",
+        site_rules=(shared_beats_alone,),
+    ),
+    "medquad-no-dp": _natural(MEDQUAD, None, 1),
+    "medquad-dp": _natural(MEDQUAD, 8.0, 1),
+    "mdsd5-no-dp": _natural(REVIEWS, None, 0),
+    "mdsd5-dp": _natural(REVIEWS, 8.0, 0),
+    **{
+        name: Row(data, TASKS, _FEDERATED, (within("federated", "central", 1.5),))
+        for name, data in (
+            ("hallmarks", HALLMARKS),
+            ("xquad", QUESTIONS),
+            ("ncbi", DISEASES),
+        )
+    },
+    "mixed-ranks": Row(
+        SST2,
+        RANKS,
+        _MIXED,
+        tuple(
+            not_below(f"{method}, ranks 2, 4, 8", f"{reference}, rank 8", 1.0)
+            for method in ("flora", "flexlora", "hetlora")
+            for reference in ("fedavg", "flexlora")
+        ),
+        tune=True,
+    ),
+    "bad-sites": Row(
+        SST2,
+        ROBUST,
+        tuple(_under_attack()),
+        (borne(RULES, ATTACKS, HONEST, 2.0),),
+        sites=10,
+    ),
+}
