@@ -68,6 +68,11 @@ def simulate(asked: Simulation, console: Console) -> tuple[RunResult, runs.RunVi
     Raises:
         FedpactError: why it cannot run.
     """
+    if asked.test is not None and asked.alone == "no":
+        raise UsageError(
+            "--test is for --alone, which is not there.",
+            advice="Add --alone plain or --alone dp.",
+        )
     study = studies.load(asked.study)
     folder = asked.folder or _new_folder(study.study.name)
     if folder.exists() and any(folder.iterdir()):
