@@ -241,9 +241,7 @@ def build(study: Study, device: torch.device) -> nn.Module:
 
 def _pooling(study: Study, folder: Path) -> Pooling:
     """What the head sees: only where there is one for a whole text is it to be chosen."""
-    if tasks.for_study(study).peft_type != "SEQ_CLS":
-        return Pooling()
-    return Pooling.of(folder, study.model.pooling)
+    return Pooling.of(folder, study.model.pooling) if study.task.kind.pooled else Pooling()
 
 
 def dropouts(model: nn.Module) -> list[tuple[nn.Module, str]]:
