@@ -7,9 +7,10 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from fedpact.client.home import ClientHome, write_private
+from fedpact.client.home import ClientHome
 from fedpact.client.tables import Base
 from fedpact.common.errors import StorageError
+from fedpact.common.private_files import write_private
 
 
 def mode(path: Path) -> int:
@@ -87,19 +88,3 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError):
         ClientHome(tmp_path / "file" / "site").open_database()
-    with pytest.raises(StorageError):
-        write_private(tmp_path / "file" / "key", b"")
-
-
-def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
-    path = tmp_path / "kept"
-    write_private(path, b"old")
-
-    def full(_descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(StorageError, match="No space left"):
-        write_private(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]

@@ -21,8 +21,9 @@ SECTIONS = {
 }
 
 
-def a_study(tiny, name) -> Study:
+def a_study(tiny, name, **adapter) -> Study:
     document = tiny.document()
+    document["adapter"] |= adapter
     document["task"] = {"name": name, **SECTIONS[name]}
     return Study.model_validate(document)
 
@@ -47,8 +48,9 @@ def test_what_is_hidden_is_drawn_anew_in_each_step_and_not_for_a_self_test(tiny,
     torch.testing.assert_close(same, same[:1].expand(8, -1))
 
 
-def test_a_record_with_nothing_to_hide_loses_nothing_and_has_its_row(tiny):
-    study = a_study(tiny, "masked-language-modelling")
+@pytest.mark.parametrize("adapted", ["value", "decoder"])  # the last layer, which has all words
+def test_a_record_with_nothing_to_hide_loses_nothing_and_has_its_row(tiny, adapted):
+    study = a_study(tiny, "masked-language-modelling", target_modules=["query", adapted])
     task, model = tasks.for_study(study), learned(study)
     task_rows = {"text": ["the patient had a coma", "\u200b"]}
     records = encoded(study, task_rows)

@@ -80,10 +80,10 @@ def first(study: Study) -> Weights:
     return Workbench().model(study).first
 
 
-def shared(study: Study) -> Weights:
+def shared(study: Study, seed: int = 3) -> Weights:
     """Some adapter as the coordinator would send it."""
     every = first(study)
-    values = np.random.default_rng(3).normal(0, 0.2, every.manifest.size).astype(np.float32)
+    values = np.random.default_rng(seed).normal(0, 0.2, every.manifest.size).astype(np.float32)
     weights = Weights(every.manifest, values)
     return weights.select(study.shared(every.manifest.names))
 
@@ -195,6 +195,21 @@ def test_a_second_adapter_is_pulled_towards_the_shared_one(house):
 
     loose, tight = distance(0.01), distance(8.0)
     assert 0 < tight < loose / 3
+
+
+def test_each_round_pulls_a_second_adapter_towards_what_was_received_for_it(house):
+    """Not to what an earlier round had, and not to where the second adapter itself starts."""
+    place = house(
+        aggregation={"method": "fedavg"},  # which trains, and so pulls, all tensors
+        personalisation={"method": "ditto", "ditto_lambda": 8.0},
+        training={"optimizer": "sgd", "learning_rate": 0.1, "local_steps": 20},
+    )
+    sent = [shared(place.study, seed) for seed in (3, 4)]
+    apart = np.linalg.norm(sent[0].flat - sent[1].flat)
+    for number, anchor in enumerate(sent, start=1):
+        place.ask(anchor, number)
+        personal = place.kept(number + 1).personal
+        assert 0 < np.linalg.norm(personal.flat - anchor.flat) < apart / 10
 
 
 def test_a_second_adapter_that_cannot_be_trained_is_not_told_to_anyone(house, caplog):

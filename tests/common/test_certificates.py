@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.supercore.primitives import asymmetric
 
 from fedpact.common import certificates
-from fedpact.common.errors import StorageError, TrustError
+from fedpact.common.errors import TrustError
 
 
 @pytest.fixture(scope="module")
@@ -108,17 +108,6 @@ def test_certificate_of_another_authority_is_noticed(authority):
     with pytest.raises(TrustError, match="not issued by"):
         certificates.check_issued_by(server, authority[0], "It")
     certificates.check_issued_by(server, stranger[0], "It")
-
-
-def test_private_files_are_for_their_owner_and_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "key"
-    certificates.write_private(path, b"first")
-    certificates.write_private(path, b"second")
-    assert path.read_bytes() == b"second"
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert [p.name for p in tmp_path.iterdir()] == ["key"]
-    with pytest.raises(StorageError, match="cannot be written"):
-        certificates.write_private(tmp_path / "missing" / "key", b"")
 
 
 def test_what_is_no_key_is_said_to_be_none(tmp_path):

@@ -126,6 +126,20 @@ def test_what_a_task_cannot_be_is_refused(tiny, name, fields, why):
         a_study(tiny, name, **fields)
 
 
+@pytest.mark.parametrize("name", SECTIONS)
+def test_pooling_is_to_be_chosen_where_it_does_something_and_nowhere_else(tiny, name):
+    document = a_study(tiny, name).model_dump(mode="json")
+    document["model"]["pooling"] = "mean"
+    if name in ("text-classification", "multi-label-classification", "text-regression"):
+        model = models.build(Study.model_validate(document), CPU)
+        assert any(".backbone." in named for named, _ in model.named_modules())
+        return
+    for pooling in ("mean", "first"):
+        document["model"]["pooling"] = pooling
+        with pytest.raises(ValidationError, match=r"`model.pooling` does nothing"):
+            Study.model_validate(document)
+
+
 # Pairs
 
 

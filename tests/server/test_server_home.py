@@ -3,6 +3,7 @@ import pytest
 from fedpact.common import certificates
 from fedpact.common.errors import StorageError, TrustError, UsageError
 from fedpact.common.identity import public_bytes
+from fedpact.common.private_files import write_private
 from fedpact.server import home as homes
 from fedpact.server.home import ServerHome
 
@@ -95,9 +96,7 @@ def test_an_expired_certificate_is_said_and_renewed_under_the_same_ca(home):
 
 
 def test_certificate_and_key_must_belong_together(home):
-    certificates.write_private(
-        home.server_key, certificates.private_pem(certificates.new_key())
-    )
+    write_private(home.server_key, certificates.private_pem(certificates.new_key()))
     with pytest.raises(TrustError, match="not the key of"):
         home.check_certificates()
     home.server_certificate.write_bytes(

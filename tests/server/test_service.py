@@ -21,6 +21,7 @@ from fedpact.common.identity import (
     public_bytes,
 )
 from fedpact.common.invitation import Invitation, secret_sha256
+from fedpact.common.private_files import write_private
 from fedpact.common.signed_calls import MAX_MESSAGE, Stamp, dial
 from fedpact.common.v1 import federation_pb2 as pb
 from fedpact.common.v1 import federation_pb2_grpc as rpc
@@ -382,12 +383,10 @@ def test_a_renewed_certificate_is_shown_without_a_restart(tmp_path):
         before = shown(plane)
         # In the middle of a renewal certificate and key do not fit: the old ones stay.
         fitting = plane.home.server_key.read_bytes()
-        certificates.write_private(
-            plane.home.server_key, certificates.private_pem(certificates.new_key())
-        )
+        write_private(plane.home.server_key, certificates.private_pem(certificates.new_key()))
         plane.home.server_certificate.touch()
         assert shown(plane) == before
-        certificates.write_private(plane.home.server_key, fitting)
+        write_private(plane.home.server_key, fitting)
         homes.renew(plane.home, "localhost")
         after = shown(plane)
         assert after != before

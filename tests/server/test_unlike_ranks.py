@@ -131,6 +131,25 @@ def test_hetlora_pads_and_weighs_by_the_norm_of_the_product(seed, ranks):
     close(after[HEAD], mean([site[HEAD] for site in have], sizes))
 
 
+def test_hetlora_gives_a_site_one_weight_for_all_its_layers():
+    other_a, other_b = "other.lora_A.weight", "other.lora_B.weight"
+    site = {A: [[3.0]], B: [[1.0]], other_a: [[4.0]], other_b: [[1.0]]}
+    another = {A: [[5.0]], B: [[3.0]], other_a: [[0.0]], other_b: [[2.0]]}
+    have = [
+        {n: np.array(v, np.float32) for n, v in tensors.items()} for tensors in (site, another)
+    ]
+    adapter = Weights.from_tensors({n: np.zeros_like(v) for n, v in have[0].items()})
+    study = study_among("A", aggregation={"method": "hetlora"})
+    total = aggregation.Round(study, Standing(adapter), 1)
+    for tensors in have:
+        total.add(Weights.from_tensors(tensors), 1)
+    # Norms over both layers: 5 (of products 3 and 4) and 15 (of 15 and 0).
+    after = total.result().adapter.tensors()
+    assert {n: round(v.item(), 6) for n, v in after.items()} == {
+        A: 4.5, B: 2.5, other_a: 1.0, other_b: 1.75,
+    }  # fmt: skip
+
+
 def test_hetlora_takes_the_declared_sizes_where_no_product_holds_anything():
     before, have, sizes = some_round(0, (4, 2))
     for site in have:

@@ -91,6 +91,21 @@ CASES = {
         2,
         "this machine's own processes",
     ),
+    "a comparison with each site alone": (
+        ("simulate", "nowhere.toml", "--compare", "adapter.r=1,2", "--alone", "plain"),
+        2,
+        "trains no site alone",
+    ),
+    "test records for a comparison": (
+        ("simulate", "nowhere.toml", "--tune", "adapter.r=1,2", "--test", "test.csv"),
+        2,
+        "trains no site alone",
+    ),
+    "test records for nothing": (
+        ("simulate", "nowhere.toml", "--test", "test.csv"),
+        2,
+        "--test is for --alone",
+    ),
     "a run without a coordinator": (("run", "list"), 2, "no coordinator in"),
     "a run to watch": (("run", "watch", "x"), 2, "no coordinator in"),
     "a run to stop": (("run", "stop", "x"), 2, "no coordinator in"),

@@ -8,8 +8,11 @@ import pytest
 import torch
 from rich.console import Console
 
+from fedpact.client.worth import Bench, read_records
 from fedpact.common import model as models
 from fedpact.common import tabular, tasks
+from fedpact.common.worth import read_worth
+from fedpact.simulations.federation import seeded_workbench
 from fedpact.simulations.simulate import Simulation, simulate
 from support.tiny_bert import write_data
 
@@ -24,7 +27,7 @@ def run(tiny, tmp_path):
     write_data(tmp_path / "public.csv", records=60, seed=99)
     write_data(tmp_path / "data.csv", records=180)
 
-    def simulated(method, ranks, mechanism, rounds=2):
+    def simulated(method, ranks, mechanism, rounds=2, alone="no"):
         institutions = [
             {"name": f"I{n}", "sector": "academia", "records": 60, **({"r": r} if r else {})}
             for n, r in enumerate(ranks)
@@ -39,7 +42,7 @@ def run(tiny, tmp_path):
             institutions=institutions,
         )
         folder = tmp_path / f"{method}-{mechanism}"
-        asked = Simulation(study=file, sites=len(ranks), folder=folder)
+        asked = Simulation(study=file, sites=len(ranks), folder=folder, alone=alone)
         return *simulate(asked, Console(file=StringIO())), folder
 
     return simulated
@@ -74,3 +77,18 @@ def test_a_run_ends_with_an_adapter_that_plain_peft_loads(
     with torch.no_grad():
         losses, _ = task.loss(released, batch)
     assert float(losses.mean()) == pytest.approx(result.rounds[-1].loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", ["flora", "flexlora", "hetlora"])
+def test_each_site_is_compared_with_itself_alone_at_its_own_rank(run, method):
+    result, view, folder = run(method, RANKS, "none", alone="plain")
+    sites = read_worth(folder).sites
+    # What is shared is what was released, of whatever rank.
+    shared = [site.public.shared.score for site in sites]
+    assert shared == pytest.approx([result.rounds[-1].accuracy] * 3)
+    study, workbench = view.study, seeded_workbench(0)
+    records = read_records(folder.parent / "data.csv", study, workbench)
+    first = workbench.model(study).first
+    for one in study.institutions:
+        alone = Bench(study, one.name, workbench, records).alone(private=False)
+        assert alone.manifest == first.manifest.of_rank(one.r)

@@ -231,6 +231,40 @@ def test_a_folder_that_is_not_empty_is_left_alone(run, tmp_path):
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
 
 
+class _Meanwhile(Console):
+    """Something else happens each time that a simulation says what it does."""
+
+    def __init__(self, happens) -> None:
+        super().__init__(file=StringIO())
+        self._happens = happens
+
+    def status(self, *args, **kwargs):
+        self._happens()
+        return super().status(*args, **kwargs)
+
+
+def test_two_simulations_do_not_share_a_folder(run, study_file, tmp_path):
+    folder, refused = tmp_path / "mine", []
+
+    def another():
+        with pytest.raises(UsageError, match="Another process simulates in"):
+            run(folder=folder)
+        refused.append(True)
+
+    asked = Simulation(study_file, sites=SITES, folder=folder)
+    first, _ = simulate(asked, _Meanwhile(another))
+    assert first.status == "completed"
+    assert refused
+    with pytest.raises(UsageError, match="not empty"):
+        run(folder=folder)
+
+
+def test_a_folder_in_which_a_simulation_did_not_begin_will_do(run, tmp_path):
+    with pytest.raises(UsageError, match="partition"):
+        run(folder=tmp_path / "mine", partition="nonsense")
+    assert run(folder=tmp_path / "mine")[0].status == "completed"
+
+
 def test_an_empty_folder_will_do_and_the_adapter_is_in_it(run, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()

@@ -13,11 +13,12 @@ from pathlib import Path
 from fedpact.client import policy
 from fedpact.client.audit import Audit
 from fedpact.client.datasets import Datasets, find_dataset
-from fedpact.client.home import ClientHome, write_private
+from fedpact.client.home import ClientHome
 from fedpact.client.ledger import Ledger
 from fedpact.client.membership import Membership
 from fedpact.common import identity
 from fedpact.common.planned import plan
+from fedpact.common.private_files import write_private
 from fedpact.common.study import Study
 from fedpact.common.verdict import Verdict
 from fedpact.common.version import fedpact_version

@@ -31,10 +31,11 @@ def join(
 ) -> None:
     """Join a federation with one token: makes keys here, trusts the coordinator's CA."""
     from fedpact.client import policy
-    from fedpact.client.home import ClientHome, write_private
+    from fedpact.client.home import ClientHome
     from fedpact.client.join import join as join_federation
     from fedpact.common.cli import home_option
     from fedpact.common.identity import Role
+    from fedpact.common.private_files import write_private
 
     site = ClientHome.at(home)
     joined = join_federation(token, site)

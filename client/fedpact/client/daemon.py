@@ -13,11 +13,12 @@ from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from fedpact.client.home import ClientHome, write_private
+from fedpact.client.home import ClientHome
 from fedpact.client.metrics import ClientMetrics
 from fedpact.client.node import Answer, Watcher
 from fedpact.common import folder_lock, wire
 from fedpact.common.errors import StorageError, UsageError
+from fedpact.common.private_files import write_private
 
 log = logging.getLogger(__name__)
 

@@ -25,12 +25,12 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from fedpact.client.held import Held, HeldUpdates
-from fedpact.client.home import write_private
 from fedpact.client.ledger import receipts
 from fedpact.client.tables import DepartureRow, exclusive, reading
 from fedpact.common import wire
 from fedpact.common.adapter import Manifest, Weights
 from fedpact.common.errors import BudgetError, PolicyError, TrainingError, WireError
+from fedpact.common.private_files import write_private
 from fedpact.common.transcript import Json
 from fedpact.common.transcript_store import write
 

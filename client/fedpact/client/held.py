@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 from sqlalchemy import Engine, select
 
-from fedpact.client.home import write_private
 from fedpact.client.tables import HeldRow, exclusive, reading
 from fedpact.common.errors import UsageError
+from fedpact.common.private_files import write_private
 
 Word = Literal["release", "withhold"]
 # How often a site looks whether a person has spoken.

@@ -17,15 +17,15 @@ Only the owner may read any of it: folders are 0700, files 0600.
 
 import contextlib
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import Engine
 
 from fedpact.common import identity
-from fedpact.common.database import disk_errors, open_database, sqlite_url
+from fedpact.common.database import open_database, sqlite_url
 from fedpact.common.errors import TrustError
+from fedpact.common.private_files import private_folder
 from fedpact.common.transcript_store import TranscriptStore, with_transcript
 
 HOME_VARIABLE = "FEDPACT_CLIENT_HOME"
@@ -174,34 +174,3 @@ class ClientHome:
         with contextlib.suppress(TrustError):  # it lies there only while keys are changed
             keys.append(identity.load_signing_key(self.next_signing_key))
         return keys
-
-
-def private_folder(folder: Path) -> None:
-    """Make a folder that only its owner may enter.
-
-    Raises:
-        StorageError: it cannot be made.
-    """
-    with disk_errors():
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Write a file that only its owner may read: whole or not at all, and on disk on return.
-
-    Raises:
-        StorageError: it cannot be written; what stood there before still does.
-    """
-    private_folder(path.parent)
-    with disk_errors():
-        # mkstemp makes files 0600, whatever the umask.
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise

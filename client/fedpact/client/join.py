@@ -21,12 +21,13 @@ from cryptography import x509
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedpact.client.dial import look
-from fedpact.client.home import ClientHome, write_private
+from fedpact.client.home import ClientHome
 from fedpact.client.tables import TranscriptRow, exclusive
 from fedpact.common import certificates, identity, possession
 from fedpact.common.errors import TrustError, UsageError, WireError
 from fedpact.common.identity import Role, SigningKey, VerifyKey
 from fedpact.common.invitation import Invitation, secret_sha256
+from fedpact.common.private_files import write_private
 from fedpact.common.signed_calls import dial
 from fedpact.common.v1 import federation_pb2 as pb
 from fedpact.common.v1 import federation_pb2_grpc as rpc

@@ -16,11 +16,11 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedpact.client.home import write_private
 from fedpact.client.workbench import Workbench
 from fedpact.common.adapter import Weights
 from fedpact.common.database import disk_errors
 from fedpact.common.errors import DataError, RunError, StorageError, TrainingError, WireError
+from fedpact.common.private_files import write_private
 from fedpact.common.records import EncodedRecords
 from fedpact.common.study import Study
 

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from fedpact.client.datasets import Dataset, load_rows, require_unchanged
-from fedpact.client.home import ClientHome, write_private
+from fedpact.client.home import ClientHome
 from fedpact.common import tasks
 from fedpact.common.errors import StorageError
+from fedpact.common.private_files import write_private
 from fedpact.common.records import Column, EncodedRecords, IntArray
 from fedpact.common.study import Study
 

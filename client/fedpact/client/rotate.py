@@ -13,13 +13,14 @@ import tomllib
 
 import tomli_w
 
-from fedpact.client.home import ClientHome, write_private
+from fedpact.client.home import ClientHome
 from fedpact.client.join import JoinedSite, SiteSettings, load_site
 from fedpact.client.service import Service
 from fedpact.client.tables import TranscriptRow, exclusive
 from fedpact.common import certificates, identity, possession
 from fedpact.common.errors import WireError
 from fedpact.common.identity import Role, SigningKey
+from fedpact.common.private_files import write_private
 from fedpact.common.statuses import NotAcceptedError
 from fedpact.common.v1 import federation_pb2 as pb
 

@@ -1,7 +1,7 @@
 """Was it worth joining? A site's answer, measured here on its own records; none of it leaves.
 
 Alone is the same study with nobody else: the same rounds, steps and optimiser, from the same
-first values, on the site's own training records. Nothing of it leaves, so it needs no noise
+first values, at the site's own rank, on its own training records. Nothing of it leaves, so it needs no noise
 and costs no budget; with noise it says what DP costs the site by itself.
 """
 
@@ -14,6 +14,7 @@ from fedpact.common import model as models
 from fedpact.common import tabular, tasks
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import DataError, StudyError, UsageError, WireError
+from fedpact.common.evaluation import Scores
 from fedpact.common.planned import plan
 from fedpact.common.records import EncodedRecords
 from fedpact.common.study import Study
@@ -50,7 +51,7 @@ class Bench:
         mechanism = plan(study, self.institution) if private else None
         if private and mechanism is None:
             raise StudyError(f"The study {study.study.name} has no noise to train alone with.")
-        weights = bench.model(study).first
+        weights = bench.model(study).first.of_rank(study.rank(self.institution))
         for number in range(1, study.training.rounds + 1):
             bench.fit(study, self.institution, self._shared(weights), number)
             if mechanism is not None:
@@ -123,20 +124,24 @@ class Bench:
                 "([evaluation] site_metrics).",
             )
         alone, personal = self.alone(private=private), self.personal(shared, kept)
-        score = self.workbench.model(self.study).trainer.score
         predicts = not self.study.personalisation.keeps_tensors
-        first = self.workbench.model(self.study).first
 
         def compared(records: EncodedRecords | None) -> Comparison | None:
             if records is None:
                 return None
             return Comparison.of(
-                score(alone, records),
-                score(first.overlaid(shared), records) if predicts else None,
-                None if personal is None else score(personal, records),
+                self._score(alone, records),
+                self._score(shared, records) if predicts else None,
+                None if personal is None else self._score(personal, records),
             )
 
         return SiteWorth(site=self.institution, own=compared(sets[0]), public=compared(sets[1]))
+
+    def _score(self, weights: Weights, records: EncodedRecords) -> Scores:
+        """Of a whole adapter of any rank: alone has the site's, a released one may have more."""
+        model = self.workbench.model(self.study)
+        models.set_ranks_of(model.module, weights.manifest)
+        return model.trainer.score(weights, records)
 
     def _shared(self, weights: Weights) -> Weights:
         return weights.select(self.study.shared(weights.manifest.names))

@@ -5,13 +5,12 @@ fingerprint travels in every invitation, and one server certificate under it tha
 issued again without telling anyone. Sites trust that CA and no other. Node keys are EC P-384
 in the form that Flower's node authentication reads (PKCS 8 and SubjectPublicKeyInfo, PEM).
 
-Private keys are readable by their owner alone from the first byte on disk.
+Private keys are written by `fedpact.common.private_files`: readable by their owner alone from the
+first byte on disk.
 """
 
 import hashlib
 import ipaddress
-import os
-import secrets
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,7 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fedpact.common.errors import StorageError, TrustError
+from fedpact.common.errors import TrustError
 
 CA_DAYS = 3650
 SERVER_DAYS = 825
@@ -202,28 +201,6 @@ def check_pair(certificate: Path, key: Path, *, advice: str = "") -> None:
     """
     if load_certificate(certificate).public_key() != load_private_key(key).public_key():
         raise TrustError(f"{key} is not the key of {certificate}.", advice=advice)
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file that only its owner may read: whole, or not at all.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def _read(path: Path) -> bytes:

@@ -241,9 +241,7 @@ def build(study: Study, device: torch.device) -> nn.Module:
 
 def _pooling(study: Study, folder: Path) -> Pooling:
     """What the head sees: only where there is one for a whole text is it to be chosen."""
-    if tasks.for_study(study).peft_type != "SEQ_CLS":
-        return Pooling()
-    return Pooling.of(folder, study.model.pooling)
+    return Pooling.of(folder, study.model.pooling) if study.task.kind.pooled else Pooling()
 
 
 def dropouts(model: nn.Module) -> list[tuple[nn.Module, str]]:
@@ -439,15 +437,26 @@ def set_rank(model: nn.Module, rank: int) -> None:
     An optimiser or hooks that were made before hold what is not there any more.
     """
     for layer in _lora_layers(model).values():
-        down: Any = layer.lora_A["default"]  # type: ignore[index]
-        up: Any = layer.lora_B["default"]  # type: ignore[index]
-        if down.out_features == rank:
-            continue
-        down.out_features = up.in_features = layer.r["default"] = rank  # type: ignore[index,operator]
-        shapes = (rank, down.in_features), (up.out_features, rank)
-        for part, shape in zip((down, up), shapes, strict=True):
-            values, asks = part.weight.new_zeros(shape), part.weight.requires_grad
-            part.weight = nn.Parameter(values, requires_grad=asks)
+        _set_rank(layer, rank)
+
+
+def set_ranks_of(model: nn.Module, manifest: Manifest) -> None:
+    """The same, each layer with the rank that it has in an adapter, such as one that is released."""
+    shapes = dict(zip(manifest.names, manifest.shapes, strict=True))
+    for name, layer in _lora_layers(model).items():
+        if shape := shapes.get(f"{name}{LORA_A}weight"):
+            _set_rank(layer, shape[0])
+
+
+def _set_rank(layer: Any, rank: int) -> None:
+    down, up = layer.lora_A["default"], layer.lora_B["default"]
+    if down.out_features == rank:
+        return
+    down.out_features = up.in_features = layer.r["default"] = rank
+    shapes = (rank, down.in_features), (up.out_features, rank)
+    for part, shape in zip((down, up), shapes, strict=True):
+        values, asks = part.weight.new_zeros(shape), part.weight.requires_grad
+        part.weight = nn.Parameter(values, requires_grad=asks)
 
 
 def initial_weights(model: nn.Module, seed: int) -> Weights:

@@ -93,9 +93,10 @@ class BaseModelRef(Section):
     )
     pooling: Literal["auto", "first", "mean"] = Field(
         default="auto",
-        description="What the head sees of a text: first is the library's own classifier, on the "
-        "first token; mean is the mean over all tokens; auto is the mean where the model's files "
-        "say that it was trained for it. The mean is scaled to length 1 where they say that.",
+        description="What the head sees of a whole text: first is the library's own classifier, on "
+        "the first token; mean is the mean over all tokens; auto is the mean where the model's files "
+        "say that it was trained for it. The mean is scaled to length 1 where they say that. For "
+        "text-classification, multi-label-classification and text-regression.",
     )
 
 
@@ -572,11 +573,7 @@ class Study(Section):
                 "take part"
             )
         self._has_ranks_that_meet()
-        if not self.task.kind.head and self.adapter.modules_to_save:
-            raise ValueError(
-                f"`adapter.modules_to_save` must be empty for {self.task.name}: the head is tied "
-                "to the embeddings, and neither is trained"
-            )
+        self._has_the_head_of_its_task()
         self._has_one_unit()
         self._pays_for_metrics()
         self._can_be_personal()
@@ -589,6 +586,19 @@ class Study(Section):
                     "a smaller δ"
                 )
         return self
+
+    def _has_the_head_of_its_task(self) -> None:
+        kind, name = self.task.kind, self.task.name
+        if not kind.head and self.adapter.modules_to_save:
+            raise ValueError(
+                f"`adapter.modules_to_save` must be empty for {name}: the head is tied "
+                "to the embeddings, and neither is trained"
+            )
+        if not kind.pooled and self.model.pooling != "auto":
+            raise ValueError(
+                f"`model.pooling` does nothing for {name}, whose head sees no single vector of a "
+                "text: leave it out"
+            )
 
     def _pays_for_metrics(self) -> None:
         """Private metrics have an ε to be paid from, and count only what a task has."""

@@ -162,6 +162,7 @@ class Kind:
         guess_loss: a record's loss where the model knows nothing: in private metrics losses
             are clipped at twice that.
         one_label: whether each record has exactly one of the labels.
+        pooled: whether its head sees one vector of a whole text, which `[model] pooling` chooses.
         check: raises ValueError where fields do not go together.
         pipeline: what the Hugging Face hub calls such a task.
     """
@@ -173,6 +174,7 @@ class Kind:
     in_words: Callable[[Task], str]
     guess_loss: Callable[[Task], float]
     one_label: bool = False
+    pooled: bool = False
     check: Callable[[Task], None] = lambda _: None
     pipeline: str = "text-classification"
 
@@ -222,6 +224,7 @@ KINDS: dict[str, Kind] = {
         in_words=lambda task: f"tell apart {', '.join(task.labels)}",
         guess_loss=lambda task: math.log(len(task.labels)),
         one_label=True,
+        pooled=True,
     ),
     "multi-label-classification": Kind(
         reads=(*_TEXT, "labels", "label_column"),
@@ -231,6 +234,7 @@ KINDS: dict[str, Kind] = {
         in_words=lambda task: f"say which of {', '.join(task.labels)} hold",
         guess_loss=lambda _: math.log(2),
         check=_separable,
+        pooled=True,
     ),
     "text-regression": Kind(
         reads=(*_TEXT, "label_column", "low", "high"),
@@ -240,6 +244,7 @@ KINDS: dict[str, Kind] = {
         in_words=lambda task: f"estimate {task.label_column}, from {task.low} to {task.high}",
         guess_loss=lambda _: 0.25,
         check=_ordered,
+        pooled=True,
     ),
     "token-classification": Kind(
         reads=("text_column", "labels", "label_column"),

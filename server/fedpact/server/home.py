@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from fedpact.common.errors import StorageError, UsageError
+from fedpact.common.errors import UsageError
+from fedpact.common.private_files import private_folder, write_private
 from fedpact.server.settings import DEFAULT_PORT, DEFAULT_SERVICE_PORT, Settings, parse_settings
 
 if TYPE_CHECKING:
@@ -263,12 +264,12 @@ def init(
     settings = parse_settings(given, "The settings")
     make_folders(home)
     authority, key = certificates.make_authority(f"fedpact coordinator {settings.host}")
-    certificates.write_private(home.ca_key, certificates.private_pem(key))
-    certificates.write_private(home.ca, certificates.certificate_pem(authority))
+    write_private(home.ca_key, certificates.private_pem(key))
+    write_private(home.ca, certificates.certificate_pem(authority))
     renew(home, settings.host)
     load_signing_key(home)
     # Last, so that a folder with a server.toml is a whole one. It may hold a password.
-    certificates.write_private(home.settings_file, tomli_w.dumps(given).encode())
+    write_private(home.settings_file, tomli_w.dumps(given).encode())
     return home
 
 
@@ -307,8 +308,8 @@ def issue(
         authority, authority_key, [host], days=days or certificates.SERVER_DAYS
     )
     chain = certificates.certificate_pem(server) + certificates.certificate_pem(authority)
-    certificates.write_private(key_file, certificates.private_pem(key))
-    certificates.write_private(chain_file, chain)
+    write_private(key_file, certificates.private_pem(key))
+    write_private(chain_file, chain)
 
 
 def load_signing_key(home: ServerHome) -> "SigningKey":
@@ -318,11 +319,11 @@ def load_signing_key(home: ServerHome) -> "SigningKey":
         TrustError: it cannot be read.
         StorageError: it cannot be written.
     """
-    from fedpact.common import certificates, identity
+    from fedpact.common import identity
 
     if not home.signing_key.exists():
         key = identity.new_signing_key()
-        certificates.write_private(home.signing_key, identity.private_pem(key))
+        write_private(home.signing_key, identity.private_pem(key))
     return identity.load_signing_key(home.signing_key)
 
 
@@ -332,8 +333,5 @@ def make_folders(home: ServerHome) -> None:
     Raises:
         StorageError: they cannot be made.
     """
-    try:
-        for folder in (home.folder, home.certificates, home.artifacts, home.flower, home.log):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise StorageError(f"{error.filename} cannot be made: {error.strerror}.") from error
+    for folder in (home.folder, home.certificates, home.artifacts, home.flower, home.log):
+        private_folder(folder)

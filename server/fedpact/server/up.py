@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from sqlalchemy import Engine
 
 from fedpact.common import folder_lock, scrape
-from fedpact.common.certificates import write_private
 from fedpact.common.errors import FedpactError, TrustError, UsageError
+from fedpact.common.private_files import write_private
 from fedpact.server import institutions
 from fedpact.server.callers import Callers
 from fedpact.server.control import Control, Node

@@ -108,7 +108,8 @@ def simulate(
     alone: Annotated[
         Literal["no", "plain", "dp"],
         typer.Option(
-            help="Also train each site alone, without noise or with the study's: was it worth joining?"
+            help="Also train each site alone, without noise or with the study's: was it worth joining? "
+            "Not with --compare or --tune."
         ),
     ] = "no",
     test: Annotated[

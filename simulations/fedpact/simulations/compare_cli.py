@@ -41,6 +41,11 @@ def run_comparison(
             "A comparison runs on this machine's own processes.",
             advice="Leave --grid out; --jobs says how many run at a time.",
         )
+    if asked.alone != "no" or asked.test is not None:
+        raise UsageError(
+            "A comparison is measured on the study's public test set and trains no site alone.",
+            advice="Leave --alone and --test out, or simulate one variant with them.",
+        )
     name = studies.load(asked.study).study.name
     folder = asked.folder or Path("fedpact-simulations") / f"{name}-compared"
     found = compare(

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from fedpact.client import policy
 from fedpact.client.datasets import Datasets
-from fedpact.client.home import ClientHome, write_private
+from fedpact.client.home import ClientHome
 from fedpact.client.join import join
 from fedpact.client.summary import objection
 from fedpact.common import study as studies
@@ -31,6 +31,7 @@ from fedpact.common import tabular
 from fedpact.common.certificates import fingerprint, load_certificate
 from fedpact.common.errors import AddressError, DataError, PolicyError, RunError, UsageError
 from fedpact.common.model import file_digest
+from fedpact.common.private_files import write_private
 from fedpact.common.study import Sector
 from fedpact.server import home as homes
 from fedpact.server import institutions, runs

@@ -1,7 +1,8 @@
 """`fedpact simulate`: a study among simulated sites, in one process or on Ray."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,9 +13,11 @@ import typer
 from rich.console import Console
 from sqlalchemy import Engine
 
+from fedpact.common import folder_lock
 from fedpact.common import study as studies
-from fedpact.common.database import open_database, sqlite_url
+from fedpact.common.database import disk_errors, open_database, sqlite_url
 from fedpact.common.errors import UsageError
+from fedpact.common.study import Study
 from fedpact.common.worth import read_worth
 from fedpact.common.worth import table as worth_table
 from fedpact.server import app as server_app
@@ -68,11 +71,21 @@ def simulate(asked: Simulation, console: Console) -> tuple[RunResult, runs.RunVi
     Raises:
         FedpactError: why it cannot run.
     """
+    if asked.test is not None and asked.alone == "no":
+        raise UsageError(
+            "--test is for --alone, which is not there.",
+            advice="Add --alone plain or --alone dp.",
+        )
     study = studies.load(asked.study)
     folder = asked.folder or _new_folder(study.study.name)
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder} is not empty.", advice="Name another --folder.")
     data = asked.data or find_data(asked.study, study)
+    with _claimed(folder):
+        return _simulate(asked, study, data, folder, console)
+
+
+def _simulate(
+    asked: Simulation, study: Study, data: Path, folder: Path, console: Console
+) -> tuple[RunResult, runs.RunView]:
     with console.status(f"Reading {data}"):
         federation = deal(
             study, data, asked.partition, asked.sites, asked.seed, folder / "sites"
@@ -146,6 +159,35 @@ def conduct_here(
         workbench.model(federation.study).module,
         np.random.default_rng(seed),
     )
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """A folder for one simulation alone: two at a time would write into each other's database.
+
+    Raises:
+        UsageError: another process simulates in it, or it is not empty.
+        StorageError: it cannot be made.
+    """
+    lock = folder / "simulate.lock"
+
+    def taken() -> UsageError:
+        return UsageError(
+            f"Another process simulates in {folder}.", advice="Name another --folder."
+        )
+
+    if not lock.exists():
+        _require_empty(folder)  # so that a folder of something else gets no lock of ours
+    with disk_errors():
+        folder.mkdir(parents=True, exist_ok=True)
+    with folder_lock.hold(lock, taken):
+        _require_empty(folder, but=lock)
+        yield
+
+
+def _require_empty(folder: Path, but: Path | None = None) -> None:
+    if folder.exists() and any(path != but for path in folder.iterdir()):
+        raise UsageError(f"{folder} is not empty.", advice="Name another --folder.")
 
 
 def _new_folder(name: str) -> Path:

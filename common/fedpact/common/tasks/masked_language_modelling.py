@@ -17,7 +17,14 @@ from torch.nn import functional
 from fedpact.common.records import CHANCE, Column, EncodedRecords, inputs, person_numbers
 from fedpact.common.study import Study
 from fedpact.common.tasks import Rows
-from fedpact.common.tasks.masking import NOT_SAID, draw, mask_token, mean_by_record, seeds
+from fedpact.common.tasks.masking import (
+    NOT_SAID,
+    draw,
+    logits_at,
+    mask_token,
+    mean_by_record,
+    seeds,
+)
 from fedpact.common.tasks.text import TEXTS, TextTask, fields
 
 SHARE = 0.15
@@ -107,8 +114,7 @@ class MaskedLanguageModelling(TextTask):
         labels = batch["labels"]
         drawn, chances = draw(labels != NOT_SAID, batch[CHANCE], SHARE)
         hidden = self._hide(model, batch, drawn, chances)
-        # Over all words there are, numbers of the tokens that are not hidden would fill memory.
-        logits = model(**inputs(batch) | {"input_ids": hidden}).logits[drawn].float()
+        logits = logits_at(model, inputs(batch) | {"input_ids": hidden}, drawn).float()
         each = functional.cross_entropy(logits, labels[drawn], reduction="none")
         right = (logits.argmax(dim=-1) == labels[drawn]).float()
         means = mean_by_record(each, drawn)

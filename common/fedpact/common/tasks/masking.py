@@ -6,8 +6,8 @@ same each time.
 """
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +66,35 @@ def draw(may_be: Tensor, seeds_of: Tensor, share: float) -> tuple[Tensor, Tensor
         chances[row, chosen] = generator.random(count, dtype=np.float32)
     device = may_be.device
     return torch.from_numpy(drawn).to(device), torch.from_numpy(chances).to(device)
+
+
+def logits_at(model: Any, read: Mapping[str, Tensor], places: Tensor) -> Tensor:
+    """What a language model says of some of the tokens, shape [number of places, vocabulary].
+
+    Its last layer, the one with a row for each word there is, is computed for these tokens alone:
+    for all of them it would take a third of a small model's time, and much memory. Where that
+    layer is trained it sees all, since DP-SGD needs its inputs record by record.
+
+    Args:
+        model: a transformers model that gives logits, with or without an adapter.
+        read: what it reads.
+        places: which tokens, shape [n, tokens].
+    """
+    head = model.get_output_embeddings()
+    if head is None or any(parameter.requires_grad for parameter in head.parameters()):
+        return cast("Tensor", model(**read).logits[places])
+
+    def choose(_: object, given: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        hidden, *more = given
+        return (hidden[places], *more) if hidden.shape[:2] == places.shape else None
+
+    handle = head.register_forward_pre_hook(choose)
+    try:
+        logits: Tensor = model(**read).logits
+    finally:
+        handle.remove()
+    # Some families multiply by that layer's weights without calling it.
+    return logits if logits.dim() == places.dim() else logits[places]
 
 
 def mean_by_record(values: Tensor, drawn: Tensor) -> Tensor:

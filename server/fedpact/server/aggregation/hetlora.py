@@ -1,16 +1,26 @@
-r"""HetLoRA (Cho et al., EMNLP 2024): factors of unlike ranks, padded with zeros and averaged.
+r"""HetLoRA (Cho et al., EMNLP 2024, arXiv 2401.06432): unlike ranks, padded with zeros and averaged.
 
-A site of rank $r_k$ is sent the first $r_k$ columns of B and rows of A. What it sends is padded to the
-adapter's rank and averaged apart, weighted by how much each site's product holds:
+Taken from the paper:
+
+1. Truncation: a site of rank $r_k$ is sent the first $r_k$ columns of B and rows of A.
+2. Zero-padding: what it sends is padded to the adapter's rank.
+3. Sparsity-weighted aggregation: A and B are averaged apart, weighted by how much a site's product
+   holds. The paper's weight is the norm of the singular values of $\Delta W_k$, which is its
+   Frobenius norm; it is that of what the site has, not of what it changed:
 
 $$B' = \sum_k s_k\,[B_k\;0], \quad A' = \sum_k s_k\,[A_k;\,0], \quad
-s_k = \frac{\|\Delta W_k\|_F}{\sum_j \|\Delta W_j\|_F}, \quad \Delta W_k = B_k A_k,$$
+s_k = \frac{\|\Delta W_k\|_F}{\sum_j \|\Delta W_j\|_F}, \quad \Delta W_k = B_k A_k.$$
 
-with the norm over all layers together. Where all products are zero, $s_k = p_k$. As with `fedavg`, B'A'
-is not the mean of the products. The head has the weighted mean by declared sizes.
+Where the paper is silent: the norm is over all layers together, so that a site has one weight; where
+all products are zero, $s_k = p_k$, the share by declared size; the head has the mean by declared
+sizes. As with `fedavg`, B'A' is not the mean of the products.
 
-The paper's sites also prune their own ranks, with a term in their loss that shrinks the last
-components. That is left out: ranks here are what the study says, so that everyone knows what is sent.
+Left out is rank self-pruning. There a site adds $\lambda \|B_k^{(\gamma r_k:)}\| \|A_k^{(\gamma r_k:)}\|$ to
+its loss, over its last $(1 - \gamma) r_k$ components, and drops them for good if that product is
+smaller after training than before. Here ranks are part of what was agreed: a site that sent fewer
+would be refused, and would tell by its rank something of its data. Under DP the rank would have to be
+chosen from noised factors alone. The term itself depends on no record, so it would cost no ε; but it
+is large where the noise is, and the last components would be dropped for that.
 """
 
 import numpy as np
