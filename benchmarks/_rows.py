@@ -47,41 +47,57 @@ class Recipe:
 
 
 # The recipes: one for each kind of row.
-ADAPTER: Final[Section] = {"r": 4, "lora_alpha": 4}
-EVERY: Final[int | None] = None
+TWO: Final[Section] = {"r": 4, "lora_alpha": 4, "layers_to_transform": [4, 5]}
+THREE: Final[Section] = {**TWO, "layers_to_transform": [3, 4, 5]}
+# One step in each round, and Adam at the coordinator.
 PLAIN: Final = Recipe(
-    rounds=100,
-    rate=0.3,
+    rounds=60,
+    rate=0.1,
     training={"local_steps": 1, "optimizer": "sgd", "learning_rate": 1.0},
     aggregation={"server_optimizer": "adam", "server_learning_rate": 0.1},
-    adapter=ADAPTER,
-    every=EVERY,
+    adapter=TWO,
+    every=20,
 )
-PRIVATE: Final = replace(PLAIN)
+PRIVATE: Final = replace(PLAIN, rounds=50, rate=0.3, adapter=THREE, every=10)
 # Methods some of which cannot go with a server optimiser: all do without, and tune alike.
 METHODS: Final = Recipe(
-    rounds=10,
+    rounds=6,
     rate=0.1,
     training={"local_steps": 8, "optimizer": "adamw"},
-    adapter=ADAPTER,
-    rates=(0.001, 0.003, 0.01, 0.03),
+    adapter=TWO,
+    every=3,
+    rates=(0.01, 0.03, 0.1),
 )
 METHODS_PRIVATE: Final = replace(
-    METHODS, rounds=15, rate=0.3, training={"local_steps": 4, "optimizer": "adamw"}
+    METHODS,
+    rate=0.15,
+    training={"local_steps": 4, "optimizer": "adamw"},
+    rates=(0.01, 0.03),
 )
-RANKS: Final = replace(METHODS, adapter={"r": 8, "lora_alpha": 8})
-NATURAL: Final = replace(PLAIN, adapter={"r": 8, "lora_alpha": 8})
-TASKS: Final = replace(PLAIN, adapter={"r": 8, "lora_alpha": 8})
-ROBUST: Final = replace(PLAIN)
+# Fewer, longer rounds where methods are not what is asked.
+LONGER: Final = replace(
+    METHODS, training={"local_steps": 8, "optimizer": "adamw", "learning_rate": 0.03}, rates=()
+)
+RANKS: Final = replace(LONGER, adapter={**TWO, "r": 8, "lora_alpha": 8})
+NATURAL: Final = replace(
+    LONGER, rate=0.15, training={**LONGER.training, "local_steps": 4}, rounds=10
+)
+TASKS: Final = replace(LONGER, adapter=RANKS.adapter, rate=0.15)
+ROBUST: Final = replace(
+    LONGER,
+    rounds=4,
+    training={**LONGER.training, "local_steps": 5},
+    adapter={**TWO, "layers_to_transform": [5]},
+)
 FINE_TUNE_STEPS: Final = 20
 DITTO_LAMBDA: Final = 0.1
 
 SST2: Final = Data("sst2", 64)
 EMOTION: Final = Data("tweeteval-emotion", 64)
-MEDQUAD: Final = Data("medquad-qtype", 128)
-REVIEWS: Final = Data("mdsd5", 128)
+MEDQUAD: Final = Data("medquad-qtype", 64)
+REVIEWS: Final = Data("mdsd5", 64)
 HALLMARKS: Final = Data(
-    "hallmarks-of-cancer", 256, {"name": "multi-label-classification"}, measure="micro_f1"
+    "hallmarks-of-cancer", 128, {"name": "multi-label-classification"}, measure="micro_f1"
 )
 QUESTIONS: Final = Data(
     "xquad-en",
@@ -252,7 +268,7 @@ ROWS: Final = {
     },
     "alone-vs-shared-sst2": Row(
         SST2,
-        PLAIN,
+        LONGER,
         (Variant("shared"),),
         sites=10,
         partition="dirichlet:0.5",
@@ -279,7 +295,6 @@ ROWS: Final = {
             for method in ("flora", "flexlora", "hetlora")
             for reference in ("fedavg", "flexlora")
         ),
-        tune=True,
     ),
     "bad-sites": Row(
         SST2,
