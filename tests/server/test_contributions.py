@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fedpact.common.adapter import Weights
 from fedpact.common.evaluation import Metrics
 from fedpact.server.aggregation import Standing
+from fedpact.server.aggregation.clipped import Clipping
 from fedpact.server.contributions import Contribution, LeaveOneOut
 from fedpact.server.rounds import Conductor, Terms
 from support import liar
@@ -89,6 +90,20 @@ def test_the_server_optimiser_steps_from_the_state_before_the_round():
     values = {name: set(adapter.flat) for name, adapter in found.adapters()}
     assert values == {"site 0": {0.5 + 2 + 3}, "site 1": {0.5 + 2 + 1}}
     assert state.digest == before
+
+
+def test_the_clipping_norm_is_that_of_the_rounds_beginning_for_each():
+    clipped = study(aggregation={"clip_norm": 1.0, "target_quantile": 0.3})
+    clipping = Clipping(clipped, np.random.default_rng(0))
+    found = LeaveOneOut(clipped, Standing(lora_weights(0.0)), 1, clipping)
+    clipping.norm = 100.0  # what the round itself then does with it
+    change = lora_weights(1.0)
+    trained = change.select(n for n in change.manifest.names if ".lora_A." not in n)
+    for name in NAMES:
+        found.add(name, trained, 1000)
+    # The mean is over all four institutions: three have sent something of norm 1.
+    assert [a.norm for _, a in found.adapters()] == pytest.approx([3 / 4] * 4)
+    assert clipping.norm == 100.0
 
 
 @pytest.mark.parametrize("sites", [0, 1])
