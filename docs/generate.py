@@ -24,7 +24,13 @@ from fedpact.common.identity import Role
 from fedpact.common.signed_calls import MAX_MESSAGE, TOLERANCE_SECONDS
 from fedpact.common.study import Study
 from fedpact.server.doorkeeper import BURST, LONGEST_SECONDS, PER_SECOND
-from fedpact.server.results import CentralResult, RoundResult, RunResult, SiteResult
+from fedpact.server.results import (
+    CentralResult,
+    ContributionResult,
+    RoundResult,
+    RunResult,
+    SiteResult,
+)
 from fedpact.server.roles import ALLOWED
 from fedpact.server.settings import Settings
 from fedpact.simulations.cli import app
@@ -177,7 +183,10 @@ _RESULT_WORDS: Final = {
     ("RunResult", "seconds"): "Time in rounds, summed.",
     ("RunResult", "adapter"): "The folder with the adapter; empty while there is none.",
     ("RoundResult", "round"): "Its number, from 1.",
-    ("RoundResult", "loss"): "On the public test set, after the round.",
+    (
+        "RoundResult",
+        "loss",
+    ): "On the public test set, after the round; null where it was not measured.",
     ("RoundResult", "seconds"): "How long it took; null while it is under way.",
     ("SiteResult", "name"): "The institution.",
     ("SiteResult", "sector"): "Its sector.",
@@ -255,7 +264,7 @@ def results_page() -> str:
         "`fedpact demo`, `fedpact simulate` and `fedpact run watch` print this object with",
         "`--format json`, on standard output; progress goes to standard error.",
     ]
-    lines += _described(RunResult, RoundResult, SiteResult, CentralResult)
+    lines += _described(RunResult, RoundResult, ContributionResult, SiteResult, CentralResult)
     lines += [
         "",
         "## Comparisons",
@@ -287,8 +296,8 @@ def results_page() -> str:
         "| `fedpact run start` | an object: `run` |",
         (
             "| `fedpact run report` | an object: `run`, `study`, `study_digest`, `measure`, `rounds`, "
-            "`public` and `sites` (`site`, `scores`), a score or null for each round, `site_metrics`, "
-            "`worth` (of a simulation; or null) |"
+            "`public` and `sites` (`site`, `scores`, `contributions`, `loss_contributions`), a number or "
+            "null for each round, `site_metrics`, `worth` (of a simulation; or null) |"
         ),
         (
             "| `fedpact client report`, `worth.json` of a simulation | an object: `run`, `study`, "

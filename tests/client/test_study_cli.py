@@ -155,6 +155,15 @@ def test_what_is_not_private_is_said_so(town):
     assert lines["privacy"].startswith("NONE")
     assert "NOT PRIVATE" in lines["leaves a site"]
     assert lines["your policy"].startswith("forbids it: The study has no differential privacy")
+    assert "is told" not in lines
+
+
+def test_whether_it_is_told_what_updates_were_worth_is_said(town):
+    write_data(town.folder / "public.csv", seed=9)
+    asked = {"data": "public.csv", "contributions": "leave-one-out"}
+    digest = town.proposed(evaluation=asked)
+    lines = json.loads(town.at("Hospital", "show", digest, "--format", "json"))
+    assert "each site's updates were worth" in lines["is told"]
 
 
 def test_two_people_approve_and_the_study_is_agreed(town):

@@ -281,6 +281,59 @@ def test_an_aggregation_that_cannot_work_is_shown_where_it_stands(tmp_path):
     assert problem.startswith("line 23: aggregation: `robust` needs a method")
 
 
+LEAVE_ONE_OUT = {"contributions": "leave-one-out", "data": "public.csv"}
+
+
+@pytest.mark.parametrize(
+    ("sections", "why"),
+    [
+        ({"evaluation": {"contributions": "leave-one-out"}}, "needs a public test set"),
+        ({"personalisation": {"method": "private-head"}}, "cannot go with `personalisation"),
+        (
+            {
+                "personalisation": {"method": "fedsa-lora"},
+                "aggregation": {"method": "fedavg"},
+            },
+            "what is shared cannot predict",
+        ),
+        (
+            {"aggregation": {"clip_norm": 1.0, "noise_multiplier": 0.5}},
+            "none of the noise that is to protect them",
+        ),
+        ({"institutions": ["A"]}, "needs at least 2 institutions"),
+        (
+            {
+                "institutions": ["A", "B", "C"],
+                "aggregation": {"robust": "median"},
+                "federation": {"quorum": 3},
+            },
+            "needs at least 4 institutions",
+        ),
+    ],
+)
+def test_contributions_that_cannot_be_told_are_refused(sections, why):
+    sections = {"evaluation": LEAVE_ONE_OUT, **sections}
+    one = {"sector": "academia", "records": 1000}
+    named = [{"name": n, **one} for n in sections.pop("institutions", ["A", "B"])]
+    with pytest.raises(ValueError, match=why):
+        a_study(institutions=named, **sections)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"aggregation": {"clip_norm": 1.0}},
+        {"personalisation": {"method": "fine-tune", "steps": 5}},
+        {"institutions": []},
+    ],
+)
+def test_contributions_go_with_all_else(sections):
+    one = {"sector": "academia", "records": 1000}
+    sections = {"institutions": [{"name": n, **one} for n in "AB"], **sections}
+    assert a_study(evaluation=LEAVE_ONE_OUT, **sections).evaluation.every == 1
+
+
 def of_ranks(method, *ranks, r=8):
     institutions = [
         {"name": f"Site {n}", "sector": "academia", "records": 1000, **({"r": k} if k else {})}

@@ -10,7 +10,9 @@ from rich.console import Console
 
 from fedpact.common import accounting
 from fedpact.common.mechanism import SubsampledGaussian
+from fedpact.server.contributions import Contribution
 from fedpact.server.diagnostics import Diagnosis
+from fedpact.server.report import RunReport, draw, tables
 from fedpact.server.results import RunResult, overview
 from fedpact.server.rounds import Answer, ClassCounts
 from fedpact.server.runs import RoundView, RunView
@@ -174,3 +176,90 @@ def test_the_coordinators_noise_has_an_epsilon_of_its_own():
     text = shown(replace(VIEW, study=study))
     assert "adding or removing one institution, by the coordinator's noise" in text
     assert "not the coordinator" in text
+
+
+# Rounds that were not measured, and what updates were worth
+
+WORTH = {"A": Contribution(0.015625, 0.25), "B": Contribution(-0.03125, None)}
+SPARSE = replace(
+    VIEW,
+    rounds=(
+        replace(VIEW.rounds[0], loss=None, accuracy=None),
+        replace(VIEW.rounds[1], contributions=WORTH),
+        replace(VIEW.rounds[2], loss=None, accuracy=None),
+        replace(VIEW.rounds[2], number=4, contributions={"A": Contribution(0.046875, 0.5)}),
+    ),
+)
+
+
+def reported(view: RunView) -> str:
+    console = Console(file=StringIO(), width=200)
+    console.print(tables(RunReport.of(view, None)))
+    return console.file.getvalue()
+
+
+def row(table: str, first: str) -> list[str]:
+    (line,) = [line for line in table.splitlines() if line.startswith(f"│ {first} ")]
+    return [cell.strip() for cell in line.strip("│").split("│")]
+
+
+def test_rounds_that_were_not_measured_are_shown_without_numbers():
+    result = RunResult.of(SPARSE)
+    assert [(r.loss, r.accuracy, r.metrics) for r in result.rounds] == [
+        (None, None, {}),
+        (0.8, 0.625, {"accuracy": 0.625}),
+        (None, None, {}),
+        (0.7, 0.75, {"accuracy": 0.75}),
+    ]
+    assert RunResult.model_validate_json(result.model_dump_json()) == result
+    assert row(shown(SPARSE), "  1/3")[1:3] == ["", ""]
+    assert row(shown(SPARSE), "  2/3")[1:3] == ["0.8000", "0.6250"]
+    assert row(reported(SPARSE), "public test set")[1:] == ["0.625", "0.750"]
+
+
+def test_the_newest_round_that_was_measured_is_shown_with_the_last_ones():
+    rounds = [replace(VIEW.rounds[0], number=n, loss=None, accuracy=None) for n in range(1, 9)]
+    rounds[1] = replace(rounds[1], loss=0.5, accuracy=0.5)
+    rounds[3] = replace(rounds[3], loss=0.25, accuracy=0.875)
+    table = shown(replace(VIEW, rounds=tuple(rounds)), last=2)
+    assert [n for n in range(1, 9) if f"{n}/3" in table] == [4, 7, 8]
+    table = shown(replace(VIEW, rounds=tuple(rounds)), last=5)
+    assert [n for n in range(1, 9) if f"{n}/3" in table] == [4, 5, 6, 7, 8]
+
+
+def test_a_run_that_was_never_measured_is_reported_too():
+    rounds = tuple(replace(r, loss=None, accuracy=None) for r in VIEW.rounds)
+    assert "public test set" not in reported(replace(VIEW, rounds=rounds))
+    assert "1/3" not in shown(replace(VIEW, rounds=rounds), last=2)
+
+
+def test_what_updates_were_worth_is_said_beside_the_sites():
+    assert "contribution" not in shown(VIEW)
+    table = shown(SPARSE)
+    said = " ".join(table.split())
+    assert "accuracy after round 4 less what it would be without the site's update" in said
+    assert row(table, "A")[-1] == "+0.0469"
+    assert row(table, "B")[-1] == ""
+    assert row(shown(replace(SPARSE, rounds=SPARSE.rounds[:3])), "B")[-1] == "-0.0312"
+    found = RunResult.of(SPARSE).rounds[1].contributions
+    assert {name: (one.score, one.loss) for name, one in found.items()} == {
+        "A": (0.015625, 0.25),
+        "B": (-0.03125, None),
+    }
+
+
+def test_the_report_says_what_updates_were_worth_on_average():
+    report = RunReport.of(SPARSE, None)
+    assert report.sites[0].contributions == (None, 0.015625, None, 0.046875)
+    assert report.sites[0].loss_contributions == (None, 0.25, None, 0.5)
+    assert "worth" not in reported(VIEW)
+    table = reported(SPARSE)
+    assert row(table, "A") == ["A", "+0.0312", "+0.3750", "2"]
+    assert row(table, "B") == ["B", "-0.0312", "", "1"]
+
+
+def test_a_course_with_rounds_missing_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    for name, view in (("some", SPARSE), ("none", replace(VIEW, rounds=()))):
+        draw(RunReport.of(view, None), tmp_path / name)
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

@@ -422,6 +422,35 @@ def test_each_rounds_adapter_is_measured_once_and_while_sites_train(first_round)
         )
 
 
+@pytest.mark.parametrize(
+    ("every", "rounds", "measured"),
+    [(1, 3, [1, 2, 3]), (2, 5, [2, 4, 5]), (2, 4, [2, 4]), (3, 3, [3]), (10, 3, [3])],
+)
+def test_an_adapter_is_measured_every_so_many_rounds_and_after_the_last(
+    every, rounds, measured
+):
+    measure = Measuring()
+    record, _ = conduct(
+        FakeExchange(everyone()),
+        measure=measure,
+        training={"rounds": rounds, "batch_size": 50},
+        evaluation={"data": "public.csv", "every": every},
+    )
+    assert list(record.metrics) == measured
+    assert measure.measured == [record.weights[number].digest for number in measured]
+    assert len(record.weights) == rounds
+
+
+def test_a_run_that_is_stopped_is_measured_after_its_last_round_whatever_its_turn():
+    record, _ = conduct(
+        FakeExchange(everyone()),
+        FakeRecord(stop_before=3),
+        measure=Measuring(),
+        evaluation={"data": "public.csv", "every": 10},
+    )
+    assert list(record.metrics) == [2]
+
+
 def test_a_run_that_is_stopped_is_measured_to_its_last_round():
     measure = Measuring()
     record, _ = conduct(FakeExchange(everyone()), FakeRecord(stop_before=3), measure=measure)

@@ -13,6 +13,7 @@ from fedpact.common.errors import RunError, StorageError
 from fedpact.common.evaluation import Metrics
 from fedpact.server import aggregation, run_tables, runs
 from fedpact.server.aggregation import Standing
+from fedpact.server.contributions import Contribution
 from fedpact.server.diagnostics import Diagnosis
 from fedpact.server.home import MIGRATIONS
 from fedpact.server.rounds import Answer, ClassCounts
@@ -126,6 +127,15 @@ def test_what_a_round_was_like_is_written_down_and_its_state_kept(
         (digest,) = connection.execute(select(run_tables.RoundRow.state_digest)).one()
     kept = Weights.load(tmp_path / "artifacts" / f"{digest}.safetensors")
     assert (kept.digest, kept.manifest) == (state.digest, state.manifest)
+
+
+def test_what_updates_were_worth_comes_back(engine, run, record):
+    record.round_started(1, {"B", "Ärzte"})
+    record.measured(1, Metrics(0.5, 0.75))
+    assert runs.view(engine, run).rounds[0].contributions == {}
+    worth = {"B": Contribution(0.25, -0.5), "Ärzte": Contribution(-0.125, None)}
+    record.measured(1, Metrics(0.5, 0.75), worth)
+    assert runs.view(engine, run).rounds[0].contributions == worth
 
 
 def test_a_round_whose_adapter_cannot_be_kept_does_not_count(engine, run, record, tmp_path):

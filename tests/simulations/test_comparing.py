@@ -122,6 +122,17 @@ def test_what_has_ended_is_not_run_again_and_what_was_killed_is(compared, tmp_pa
     assert [v.scores for v in again.variants] == [v.scores for v in result.variants]
 
 
+def test_rounds_that_are_not_measured_have_no_score_and_the_last_has_one(tiny, tmp_path):
+    study = prepare(tiny, tmp_path)
+    axis = "evaluation.every=1,2"
+    result, _ = run(study, axis, seeds=(0,))
+    often, seldom = result.variants
+    assert seldom.scores == often.scores
+    rows = parquet.read_table(study.parent / "compared" / "rounds.parquet").to_pylist()
+    assert [r["score"] is None for r in rows] == [False, False, True, False]
+    assert (study.parent / "compared" / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.e2e
 def test_another_process_gives_the_same(compared, tmp_path):
     folder, result, _ = compared

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from safetensors.numpy import load_file
+from typer.testing import CliRunner
 
 from fedpact.client.home import ClientHome
 from fedpact.client.ledger import Ledger
@@ -16,6 +17,7 @@ from fedpact.common.adapter import Weights
 from fedpact.common.errors import DataError, ModelError, StudyError, UsageError
 from fedpact.common.study import Study
 from fedpact.simulations import federation as federations
+from fedpact.simulations.cli import app
 from fedpact.simulations.simulate import Simulation, run_simulation, simulate
 from support.persons import person_sections, write_persons
 from support.tiny_bert import write_data
@@ -319,6 +321,40 @@ def test_every_way_to_aggregate_runs_among_real_sites(run, tiny, tmp_path, choic
         if ".lora_A." in name and choice["method"] in ("fedsvd", "flexlora"):
             np.testing.assert_allclose(a @ a.T, np.eye(len(a)), atol=1e-5)
     assert view.status == "completed"
+
+
+@pytest.mark.parametrize("method", ["ffa-lora", "flora"])
+def test_asking_what_updates_were_worth_changes_nothing_else(tiny, run, tmp_path, method):
+    def simulated(**evaluation):
+        path = tiny.write_study(
+            tmp_path / "study.toml",
+            training={"rounds": 3},
+            aggregation={"method": method},
+            evaluation={"data": "public.csv", **evaluation},
+            institutions=[],
+        )
+        return run(study=path)
+
+    write_data(tmp_path / "data.csv", records=180)
+    write_data(tmp_path / "public.csv", records=60, seed=99)
+    plain, _ = simulated()
+    sparse, view = simulated(every=2, contributions="leave-one-out")
+    assert digest(sparse) == digest(plain)
+    assert sparse.rounds[0].loss is None
+    assert sparse.rounds[0].contributions == {}
+    for number in (1, 2):
+        there, here = sparse.rounds[number], plain.rounds[number]
+        assert (there.loss, there.metrics) == (here.loss, here.metrics)
+        assert set(there.contributions) == {site.name for site in sparse.sites}
+        assert any(one.loss for one in there.contributions.values())
+        assert here.contributions == {}
+    folder = Path(sparse.adapter).parent.parent
+    asked = ["run", "report", "--simulation", str(folder), "--format", "json"]
+    report = json.loads(CliRunner().invoke(app, asked).output)
+    assert report["public"] == [None, *(r.accuracy for r in view.rounds[1:])]
+    for site in report["sites"]:
+        worth = [r.contributions.get(site["site"]) for r in view.rounds]
+        assert site["loss_contributions"] == [one and one.loss for one in worth]
 
 
 def person_file(tiny, folder: Path, **sections: dict) -> Path:

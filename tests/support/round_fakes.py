@@ -10,6 +10,7 @@ from fedpact.common import wire
 from fedpact.common.adapter import Weights
 from fedpact.common.evaluation import Metrics
 from fedpact.common.study import Study
+from fedpact.server.contributions import Contribution
 from fedpact.server.diagnostics import Diagnosis
 from fedpact.server.rounds import Answer
 
@@ -111,6 +112,7 @@ class FakeRecord:
         self.states_after: dict[int, Weights | None] = {}
         self.diagnoses: dict[int, Diagnosis | None] = {}
         self.metrics: dict[int, Metrics] = {}
+        self.contributions: dict[int, Mapping[str, Contribution] | None] = {}
         self.admissions: dict[int, list[tuple[str, Weights, float]]] = {}
         self.reason = ""
         self._stop_before = stop_before
@@ -146,9 +148,15 @@ class FakeRecord:
         self.states_after[number] = state
         self.diagnoses[number] = diagnosis
 
-    def measured(self, number: int, metrics: Metrics) -> None:
+    def measured(
+        self,
+        number: int,
+        metrics: Metrics,
+        contributions: Mapping[str, Contribution] | None = None,
+    ) -> None:
         self.events.append(("measured", number))
         self.metrics[number] = metrics
+        self.contributions[number] = contributions
 
     def should_stop(self) -> bool:
         started = sum(kind == "started" for kind, _ in self.events)

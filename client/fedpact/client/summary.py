@@ -81,6 +81,10 @@ def summary(home: ClientHome, shown: Shown, institution: str, role: str) -> dict
         "stays here": _STAYS[study.personalisation.method],
         "privacy": _privacy(study),
     }
+    if study.evaluation.contributions != "none":
+        lines["is told"] = (
+            "what each site's updates were worth on the public test set, to all who take part"
+        )
     if role == "data-holder":
         lines["data set"] = _data(home, study)
     lines |= {

@@ -53,7 +53,7 @@ def draw_course(
     courses: Mapping[str, Sequence[float | None]],
     path: Path,
 ) -> None:
-    """Scores over the rounds of a run, a line for each.
+    """Scores over the rounds of a run, a line for each through the rounds that have one.
 
     Raises:
         UsageError: matplotlib is not installed.
@@ -62,8 +62,8 @@ def draw_course(
     figure = new_figure(7.0, 4.0)
     axes = figure.add_subplot()
     for name, values in courses.items():
-        numbers = [float("nan") if value is None else value for value in values]
-        axes.plot(rounds, numbers, marker=".", label=name)
+        known = [(n, v) for n, v in zip(rounds, values, strict=True) if v is not None]
+        axes.plot(*zip(*known, strict=True), marker=".", label=name)
     axes.set(title=title, xlabel="round", ylabel=measure)
     axes.grid(alpha=0.3)
     if courses:

@@ -450,6 +450,19 @@ class Evaluation(Section):
         description="A public test set, with the task's columns; a path next to the study file.",
     )
     sha256: Digest | None = Field(default=None, description="SHA-256 that this file must have.")
+    every: int = Field(
+        default=1,
+        ge=1,
+        le=100_000,
+        description="After how many rounds each the coordinator measures the adapter on `data`; "
+        "after the last one always.",
+    )
+    contributions: Literal["none", "leave-one-out"] = Field(
+        default="none",
+        description="What each site's update was worth in a round that is measured: leave-one-out "
+        "measures on `data` what the round would have made without it too. One evaluation more "
+        "for each site; the coordinator keeps all updates of the round.",
+    )
     site_metrics: Literal["none", "private", "raw"] = Field(
         default="none",
         description="Loss and accuracy on sites' own data: none; private, with noise that the "
@@ -577,6 +590,7 @@ class Study(Section):
         self._has_one_unit()
         self._pays_for_metrics()
         self._can_be_personal()
+        self._can_leave_one_out()
         for institution in self.institutions:
             size = self.size(institution)
             if self.is_private and self.privacy.target_delta > 1 / size:
@@ -684,6 +698,29 @@ class Study(Section):
             raise ValueError(
                 "`personalisation.method` fedsa-lora trains A and B and averages A: it needs "
                 f"`aggregation.method` fedavg, not {self.aggregation.method}"
+            )
+
+    def _can_leave_one_out(self) -> None:
+        """A round without one of its sites can be made, measured and told."""
+        if self.evaluation.contributions == "none":
+            return
+        key = f'`evaluation.contributions = "{self.evaluation.contributions}"`'
+        if self.evaluation.data is None:
+            raise ValueError(f"{key} needs a public test set: `evaluation.data`")
+        if self.personalisation.keeps_tensors:
+            raise ValueError(
+                f"{key} cannot go with `personalisation.method` {self.personalisation.method}: what "
+                "is shared cannot predict by itself, so that it is not measured"
+            )
+        if self.aggregation.noise_multiplier:
+            raise ValueError(
+                f"{key} cannot go with `aggregation.noise_multiplier`: what is said of single "
+                "institutions would have none of the noise that is to protect them"
+            )
+        needed = self.aggregation.updates_needed + 1
+        if self.institutions and len(self.institutions) < needed:
+            raise ValueError(
+                f"{key} needs at least {needed} institutions: without one of fewer, too few are left"
             )
 
     @property

@@ -7,6 +7,7 @@ a simulation, whose sites are the researcher's own, knows it for all.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -33,6 +34,11 @@ class SiteCourse(_Part):
     site: str
     scores: tuple[float | None, ...]
     """Of the adapter that it received, in each round; None where it said nothing."""
+    contributions: tuple[float | None, ...]
+    """What its update was worth in each round, as score on the public test set; None where that is
+    not known."""
+    loss_contributions: tuple[float | None, ...]
+    """The same, as loss; above 0 where the update helped."""
 
 
 class RunReport(_Part):
@@ -45,7 +51,8 @@ class RunReport(_Part):
     """What the task's score is called."""
     rounds: tuple[int, ...]
     public: tuple[float | None, ...]
-    """Score of the shared adapter after each round, on the public test set."""
+    """Score of the shared adapter after each round, on the public test set; None where it was not
+    measured."""
     sites: tuple[SiteCourse, ...]
     site_metrics: Literal["none", "private", "raw"]
     """How the sites' numbers were let out: with noise, or raw and NOT PRIVATE."""
@@ -68,16 +75,7 @@ class RunReport(_Part):
             measure=study.task.kind.score,
             rounds=tuple(r.number for r in view.rounds),
             public=tuple(r.accuracy for r in view.rounds),
-            sites=tuple(
-                SiteCourse(
-                    site=one.name,
-                    scores=tuple(
-                        r.answers[one.name].accuracy if one.name in r.answers else None
-                        for r in view.rounds
-                    ),
-                )
-                for one in study.institutions
-            ),
+            sites=tuple(_course(view, one.name) for one in study.institutions),
             site_metrics=study.evaluation.site_metrics,
             worth=worth if worth is not None and worth.run == view.id else None,
         )
@@ -89,6 +87,17 @@ class RunReport(_Part):
         found |= {f"{one.site}{noisy}": one.scores for one in self.sites}
         known = {name: c for name, c in found.items() if any(a is not None for a in c)}
         return self.rounds, known
+
+
+def _course(view: RunView, site: str) -> SiteCourse:
+    answers = [r.answers.get(site) for r in view.rounds]
+    worth = [r.contributions.get(site) for r in view.rounds]
+    return SiteCourse(
+        site=site,
+        scores=tuple(answer and answer.accuracy for answer in answers),
+        contributions=tuple(one and one.score for one in worth),
+        loss_contributions=tuple(one and one.loss for one in worth),
+    )
 
 
 def read_report(home: Path, simulation: Path | None, run: str | None) -> RunReport:
@@ -148,12 +157,38 @@ def tables(report: RunReport) -> Group:
     for heading in ("first", "last"):
         course.add_column(heading, justify="right")
     for name, values in courses.items():
-        known = [value for value in values if value is not None]
+        known = _known(values)
         course.add_row(name, f"{known[0]:.3f}", f"{known[-1]:.3f}")
+    told = any(_known(one.contributions) for one in report.sites)
+    shown = [course, _contributions(report)] if told else [course]
     if report.worth is not None:
-        return Group(course, worth_table(report.worth))
+        return Group(*shown, worth_table(report.worth))
     asks = (
         "What a site would have had alone only it can know: `fedpact client report RUN` there."
     )
     raw = "Sites' numbers are raw: NOT PRIVATE." if report.site_metrics == "raw" else ""
-    return Group(course, *filter(None, (raw, asks)))
+    return Group(*shown, *filter(None, (raw, asks)))
+
+
+def _contributions(report: RunReport) -> Table:
+    """What each site's updates were worth, on average."""
+    table = Table(
+        title="What each site's updates were worth",
+        caption="on the public test set: the round less the round without the update, and for the "
+        "loss the other way round; the mean over rounds that were measured",
+    )
+    table.add_column("site")
+    for heading in (report.measure.replace("_", " "), "loss", "rounds"):
+        table.add_column(heading, justify="right")
+    for one in report.sites:
+        scores, losses = _known(one.contributions), _known(one.loss_contributions)
+        table.add_row(one.site, _mean(scores), _mean(losses), str(len(scores)))
+    return table
+
+
+def _known(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{fmean(values):+.4f}" if values else ""

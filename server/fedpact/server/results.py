@@ -20,15 +20,27 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
+class ContributionResult(_Part):
+    """What a site's update was worth in a round: the round without it is measured too."""
+
+    score: float | None
+    """The score on the public test set less that of the round without the update; above 0 where
+    the update helped; null where either is no finite number."""
+    loss: float | None
+    """The loss of the round without the update less the round's; above 0 where the update helped."""
+
+
 class RoundResult(_Part):
     """One round."""
 
     round: int
     loss: float | None
     accuracy: float | None
-    """On the public test set, after the round; null for a task whose score is another."""
+    """On the public test set, after the round; null for a task whose score is another, and where the
+    round was not measured."""
     metrics: dict[str, float]
-    """What the task measures on the public test set, by name: first the mean of its score."""
+    """What the task measures on the public test set, by name: first the mean of its score. Empty where
+    the round was not measured."""
     seconds: float | None
     sites: int
     """Sites whose update counted."""
@@ -37,6 +49,9 @@ class RoundResult(_Part):
     them is shared."""
     mean_cosine: float | None
     """The mean cosine between two sites' updates: 1 where all go one way."""
+    contributions: dict[str, ContributionResult]
+    """By institution; empty where the study does not ask for it, the round was not measured, or too
+    few updates would be left."""
 
 
 class SiteResult(_Part):
@@ -118,6 +133,10 @@ class RunResult(_Part):
                     sites=sum(a.state == "updated" for a in r.answers.values()),
                     averaging_loss=r.diagnosis.averaging_loss,
                     mean_cosine=r.diagnosis.mean_cosine,
+                    contributions={
+                        institution: ContributionResult(score=one.score, loss=one.loss)
+                        for institution, one in r.contributions.items()
+                    },
                 )
                 for r in view.rounds
             ],
@@ -189,14 +208,15 @@ def overview(view: RunView, *, last: int | None = None) -> Group:
 
     Args:
         view: the run.
-        last: how many of the rounds to show, from the end; None shows all.
+        last: how many of the rounds to show, from the end, and with them the newest that was
+            measured; None shows all.
     """
     result = RunResult.of(view)
     rounds = Table(title=f"{result.study}: run {result.run} ({result.status})")
     name = view.study.task.kind.score
     for heading in ("round", "loss", name.replace("_", " "), "seconds", "updates"):
         rounds.add_column(heading, justify="right")
-    for r in result.rounds[-last:] if last else result.rounds:
+    for r in _newest(result.rounds, last) if last else result.rounds:
         rounds.add_row(
             f"{r.round}/{view.study.training.rounds}",
             _number(r.loss, 4),
@@ -206,6 +226,14 @@ def overview(view: RunView, *, last: int | None = None) -> Group:
         )
     classes = [_class_table(result)] if result.classes else []
     return Group(rounds, _site_table(view, result), *classes, _closing(result))
+
+
+def _newest(rounds: list[RoundResult], last: int) -> list[RoundResult]:
+    """The last rounds, and before them the newest that was measured if it is not among them."""
+    shown = rounds[-last:]
+    if any(r.loss is not None for r in shown):
+        return shown
+    return [*[r for r in rounds if r.loss is not None][-1:], *shown]
 
 
 def _site_table(view: RunView, result: RunResult) -> Table:
@@ -221,6 +249,13 @@ def _site_table(view: RunView, result: RunResult) -> Table:
     ):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     private = view.study.is_private
+    told = next((r for r in reversed(result.rounds) if r.contributions), None)
+    if told is not None:
+        table.add_column("contribution", justify="right")
+        table.caption = (
+            f"{table.caption}\ncontribution: {view.study.task.kind.score.replace('_', ' ')} after "
+            f"round {told.round} less what it would be without the site's update"
+        )
     for site in result.sites:
         table.add_row(
             site.name,
@@ -229,8 +264,14 @@ def _site_table(view: RunView, result: RunResult) -> Table:
             _number(site.epsilon, 3) if private else "NOT PRIVATE",
             f"{view.study.privacy.target_epsilon:g}" if private else "",
             f"{site.bytes_out:,}",
+            *([_contribution(told, site.name)] if told is not None else []),
         )
     return table
+
+
+def _contribution(told: RoundResult, institution: str) -> str:
+    one = told.contributions.get(institution)
+    return "" if one is None or one.score is None else f"{one.score:+.4f}"
 
 
 def _class_table(result: RunResult) -> Table:

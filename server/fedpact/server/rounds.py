@@ -1,10 +1,10 @@
 """The round loop: the same for a federation and for a simulation.
 
 One round, once: (1) read anew what the agreement allows, (2) ask every site that is there
-and still agrees, (3) meanwhile measure the adapter they were sent, (4) collect replies until
-all have answered, cannot answer any more, or the deadline has passed, adding each that counts
-to the aggregate as it comes, (5) check the quorum, (6) make the adapter after it, (7) write
-the round down.
+and still agrees, (3) meanwhile measure the adapter they were sent, if it is to be, (4) collect
+replies until all have answered, cannot answer any more, or the deadline has passed, adding each
+that counts to the aggregate as it comes, (5) check the quorum, (6) make the adapter after it, (7)
+write the round down.
 
 A site that is lost in a round is not waited for, unless the quorum needs it. Then it is, until
 the deadline, and asked the same again when it is back: it has spent the round already, and
@@ -30,6 +30,7 @@ from fedpact.server import aggregation
 from fedpact.server.admission import Admitted, Expected, SetAside, admit
 from fedpact.server.aggregation import Standing
 from fedpact.server.aggregation.clipped import Clipping
+from fedpact.server.contributions import Contribution, LeaveOneOut
 from fedpact.server.diagnostics import Diagnosis, Examination
 
 
@@ -145,8 +146,19 @@ class Record(Protocol):
         """
         ...
 
-    def measured(self, number: int, metrics: Metrics) -> None:
-        """The adapter after this round was measured on the public test set."""
+    def measured(
+        self,
+        number: int,
+        metrics: Metrics,
+        contributions: Mapping[str, Contribution] | None = None,
+    ) -> None:
+        """The adapter after this round was measured on the public test set.
+
+        Args:
+            number: of the round, from 1.
+            metrics: what was measured.
+            contributions: what each institution's update was worth, if the study asks for it.
+        """
         ...
 
     def should_stop(self) -> bool:
@@ -181,6 +193,23 @@ class _OverError(RunError):
 
 
 Measure = Callable[[Weights], Metrics]
+
+
+@dataclass(frozen=True, eq=False)
+class _Ended:
+    """A round that has ended.
+
+    Attributes:
+        number: of the round, from 1.
+        after: what the run has come to.
+        diagnosis: what its updates were like.
+        left_out: the round without each site; None if the study does not ask for it.
+    """
+
+    number: int
+    after: Standing
+    diagnosis: Diagnosis
+    left_out: LeaveOneOut | None
 
 
 @dataclass
@@ -230,7 +259,7 @@ class Conductor:
         """
         self.record.begun(weights)
         standing = Standing(weights, state)
-        unmeasured: int | None = None
+        ended: _Ended | None = None
         for number in range(first_round, self.study.training.rounds + 1):
             try:
                 asked = self._gather(number)
@@ -239,14 +268,15 @@ class Conductor:
                 break
             if self.record.should_stop():
                 break
-            standing = self._round(number, standing, asked, unmeasured)
-            unmeasured = number
-        self._measure(unmeasured, standing.adapter)
+            ended = self._round(number, standing, asked, ended)
+            standing = ended.after
+        if ended is not None:
+            self._measure(ended)
         return standing.adapter
 
     def _round(
-        self, number: int, before: Standing, asked: AbstractSet[str], unmeasured: int | None
-    ) -> Standing:
+        self, number: int, before: Standing, asked: AbstractSet[str], last: _Ended | None
+    ) -> _Ended:
         # From here: those who were asked have the whole deadline, however long others took.
         started = self.clock()
         adapters = aggregation.sent(self.study, before.adapter, asked)
@@ -257,11 +287,12 @@ class Conductor:
         cut = {name: digest for name, digest in digests.items() if digest != whole}
         self.record.round_started(number, asked, cut)
         self.exchange.ask(requests)
-        self._measure(unmeasured, before.adapter)
-        after, diagnosis = self._collect(number, before, adapters, started, requests)
-        seconds = self.clock() - started
-        self.record.round_ended(number, after.adapter, seconds, after.state, diagnosis)
-        return after
+        if last is not None and last.number % self.study.evaluation.every == 0:
+            self._measure(last)
+        ended = self._collect(number, before, adapters, started, requests)
+        seconds, after = self.clock() - started, ended.after
+        self.record.round_ended(number, after.adapter, seconds, after.state, ended.diagnosis)
+        return ended
 
     def _gather(self, number: int) -> AbstractSet[str]:
         """Wait until a quorum of those who agree is there, or the run is to stop.
@@ -312,9 +343,13 @@ class Conductor:
         )
         return wire.pack(header, weights)
 
-    def _measure(self, number: int | None, weights: Weights) -> None:
-        if number is not None and self.measure is not None:
-            self.record.measured(number, self.measure(weights))
+    def _measure(self, ended: _Ended) -> None:
+        if self.measure is None:
+            return
+        metrics, worth = self.measure(ended.after.adapter), None
+        if ended.left_out is not None:
+            worth = ended.left_out.contributions(metrics, self.measure)
+        self.record.measured(ended.number, metrics, worth)
 
     def _collect(
         self,
@@ -323,11 +358,12 @@ class Conductor:
         adapters: Mapping[str, Weights],
         started: float,
         requests: Mapping[str, wire.Packet],
-    ) -> tuple[Standing, Diagnosis]:
+    ) -> _Ended:
         """Aggregate the round's updates as they come."""
         trained = aggregation.trained_manifest(self.study, before.adapter.manifest, number)
         total = aggregation.Round(self.study, before, number, self._clipping)
         examination = Examination(before.adapter, trained)
+        left_out = self._leave_one_out(number, before)
         quorum, deadline = self.study.federation.quorum, self.study.federation.deadline_seconds
         pending, away, counted = set(requests), set[str](), 0
         while pending:
@@ -342,6 +378,8 @@ class Conductor:
                     self.record.admitted(number, name, outcome.change, weight)
                     total.add(outcome.change, weight)
                     examination.add(outcome.change, weight)
+                    if left_out is not None:
+                        left_out.add(name, outcome.change, weight)
                     counted += 1
                 self.record.answered(number, name, _answer(outcome, packet))
             away |= pending & self.exchange.lost(pending - away)
@@ -362,7 +400,13 @@ class Conductor:
                 f"Round {number} has {counted} updates, its quorum is {quorum}.",
                 advice="`fedpact run watch` shows why each site's reply did not count.",
             )
-        return total.result(), examination.result()
+        return _Ended(number, total.result(), examination.result(), left_out)
+
+    def _leave_one_out(self, number: int, before: Standing) -> LeaveOneOut | None:
+        """What makes the round without each site; any round may turn out to be the last."""
+        if self.study.evaluation.contributions == "none" or self.measure is None:
+            return None
+        return LeaveOneOut(self.study, before, number, self._clipping)
 
     def _expected(self, number: int, adapter: Weights) -> Expected:
         """What the reply of a site that was sent this adapter must fit."""

@@ -47,8 +47,9 @@ class RoundRow(Base):
     """One round; `seconds` is null while it is under way.
 
     `accuracy` is the mean of the task's score, whatever it is called; `metrics` what else the task
-    measures. `state_digest` names the server optimiser's state after it. The last two are of
-    `fedpact.server.diagnostics.Diagnosis`.
+    measures. `state_digest` names the server optimiser's state after it. `averaging_loss` and
+    `mean_cosine` are of `fedpact.server.diagnostics.Diagnosis`, and `contributions` has a
+    `fedpact.server.contributions.Contribution` for each institution whose update counted.
     """
 
     __tablename__ = "rounds"
@@ -64,6 +65,7 @@ class RoundRow(Base):
     averaging_loss: Mapped[float | None] = mapped_column(Float)
     mean_cosine: Mapped[float | None] = mapped_column(Float)
     metrics: Mapped[dict[str, float] | None] = mapped_column(JSON)
+    contributions: Mapped[dict[str, dict[str, float | None]] | None] = mapped_column(JSON)
 
 
 class AnswerRow(Base):

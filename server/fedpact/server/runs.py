@@ -25,6 +25,7 @@ from fedpact.common.evaluation import Metrics
 from fedpact.common.study import Study
 from fedpact.common.transcript import Json
 from fedpact.common.transcript_store import write
+from fedpact.server.contributions import Contribution
 from fedpact.server.diagnostics import Diagnosis
 from fedpact.server.rounds import Answer, ClassCounts
 from fedpact.server.run_tables import AnswerRow, RoundRow, RunRow, StudyRow
@@ -258,11 +259,25 @@ class RunRecord:
         with logs.about(round=number):
             log.info("round %d: ended after %.1f s", number, seconds)
 
-    def measured(self, number: int, metrics: Metrics) -> None:
+    def measured(
+        self,
+        number: int,
+        metrics: Metrics,
+        contributions: Mapping[str, Contribution] | None = None,
+    ) -> None:
         """The adapter after this round was measured on the public test set."""
-        self._update_round(
-            number, loss=metrics.loss, accuracy=metrics.score, metrics=dict(metrics.more)
-        )
+        worth = {name: asdict(one) for name, one in (contributions or {}).items()}
+        with transaction(self._engine) as session:
+            session.execute(
+                update(RoundRow)
+                .where(RoundRow.run == self._run, RoundRow.number == number)
+                .values(
+                    loss=metrics.loss,
+                    accuracy=metrics.score,
+                    metrics=dict(metrics.more),
+                    contributions=worth,
+                )
+            )
 
     def should_stop(self) -> bool:
         """Whether someone asked the run to stop."""
@@ -288,16 +303,6 @@ class RunRecord:
             partial.unlink(missing_ok=True)
             raise storage_error(error) from error
 
-    def _update_round(
-        self, number: int, **values: float | str | dict[str, float] | None
-    ) -> None:
-        with transaction(self._engine) as session:
-            session.execute(
-                update(RoundRow)
-                .where(RoundRow.run == self._run, RoundRow.number == number)
-                .values(**values)
-            )
-
 
 @dataclass(frozen=True)
 class RoundView:
@@ -310,6 +315,7 @@ class RoundView:
     answers: dict[str, Answer]
     diagnosis: Diagnosis = field(default_factory=Diagnosis)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    contributions: Mapping[str, Contribution] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -375,6 +381,7 @@ def _round_view(row: RoundRow, answers: Sequence[AnswerRow]) -> RoundView:
         },
         Diagnosis(row.averaging_loss, row.mean_cosine),
         row.metrics or {},
+        {name: Contribution(**one) for name, one in (row.contributions or {}).items()},
     )
 
 

@@ -242,8 +242,8 @@ def _tune(plan: _Plan, folder: Path, bar: Bar) -> dict[str, Tuning]:
 
 def _on(parts: HeldOut, cell: Cell, values: Changes) -> Cell:
     """The same cell, trained on one part and measured on the other."""
-    test_set = {"data": parts.validation.name, "sha256": None}
-    evaluation = cell.study.evaluation.model_copy(update=test_set)
+    measured = {"data": parts.validation.name, "sha256": None, "contributions": "none"}
+    evaluation = cell.study.evaluation.model_copy(update=measured)
     return replace(
         cell,
         variant=f"{cell.variant} tried with {comparison.name_of(values)}",

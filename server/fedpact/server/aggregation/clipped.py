@@ -18,6 +18,8 @@ What a method or a server optimiser makes of the noised mean costs nothing more.
 """
 
 import math
+from copy import copy
+from typing import Self
 
 import numpy as np
 
@@ -48,15 +50,21 @@ class Clipping:
         self.heaviest = max(sizes)
         self.total = sum(sizes) / self.heaviest
         self.institutions = len(sizes)
-        self._quantile = asked.target_quantile
+        self.quantile = asked.target_quantile
         self._z = asked.noise_multiplier
 
     @property
     def noise(self) -> float:
         """The noise's standard deviation on the clipped sum."""
-        if self._quantile is None or self._z == 0:
+        if self.quantile is None or self._z == 0:
             return self._z * self.norm
         return self.norm / math.sqrt(self._z**-2 - (2 * _COUNT_NOISE * self._z) ** -2)
+
+    def held(self) -> Self:
+        """The same as it is now, apart from this one, with a norm that does not adapt."""
+        held = copy(self)
+        held.quantile = None
+        return held
 
     def adapt(self, below: int, came: int) -> None:
         """Move the norm towards the target quantile, where there is one.
@@ -65,13 +73,13 @@ class Clipping:
             below: updates that were not clipped.
             came: all updates.
         """
-        if self._quantile is None:
+        if self.quantile is None:
             return
         count = (
             below - came / 2 + _COUNT_NOISE * self._z * float(self.rng.standard_normal(1)[0])
         )
         share = count / self.institutions + 0.5
-        self.norm *= math.exp(-_RATE * (share - self._quantile))
+        self.norm *= math.exp(-_RATE * (share - self.quantile))
 
 
 class Clipped:
