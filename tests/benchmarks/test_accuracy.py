@@ -65,7 +65,7 @@ def write_sst2(folder, records):
 
 
 def test_central_has_as_many_steps_and_records_in_each_as_all_sites_together(tmp_path):
-    row = ROWS["no-dp-federated-vs-central"]
+    row = ROWS["federated-dp"]
     files = prepare(row, write_sst2(tmp_path / "sst2", 101), tmp_path / "row", 100, None)
     federated, central = (files.with_batch(variant) for variant in row.variants)
     document, _ = study_check.read(files.study)
