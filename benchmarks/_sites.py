@@ -27,7 +27,8 @@ from fedpact.client.worth import Bench, read_adapter, read_records
 from fedpact.common import tabular
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import FedpactError
-from fedpact.common.study import Personalisation, Privacy
+from fedpact.common.study_learning import Privacy
+from fedpact.common.study_together import Personalisation
 from fedpact.server import runs
 from fedpact.server.results import RunResult
 from fedpact.simulations.cells import Cell

@@ -23,7 +23,8 @@ from fedpact.common.database import open_database, sqlite_url
 from fedpact.common.study import Study
 from fedpact.server import runs
 from fedpact.server.home import MIGRATIONS
-from fedpact.server.rounds import Conductor, Terms
+from fedpact.server.round_needs import Terms
+from fedpact.server.rounds import Conductor
 
 VALUES = 300_000  # 1.2 MB of float32
 TENSORS = 12

@@ -23,7 +23,7 @@ import tomli_w
 from _report import parser, report
 from fedpact.common import model as models
 from fedpact.common.model import file_digest
-from fedpact.common.study import BaseModelRef
+from fedpact.common.study_learning import BaseModelRef
 from fedpact.server.superlink import free_ports
 from fedpact.simulations.reports import NOT_SERIOUS, SERIOUS, VOICES, write_demo_data
 from stock_flower import deployment

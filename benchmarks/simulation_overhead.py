@@ -24,7 +24,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from _report import parser, report
 from fedpact.common import model as models
-from fedpact.common.study import BaseModelRef
+from fedpact.common.study_learning import BaseModelRef
 from fedpact.simulations.reports import NOT_SERIOUS, SERIOUS, write_demo_data
 
 BASE = "sentence-transformers/all-MiniLM-L6-v2"

@@ -19,7 +19,7 @@ from fedpact.client.home import ClientHome
 from fedpact.client.join import read_settings
 from fedpact.common import certificates
 from fedpact.common.identity import Role
-from fedpact.common.study import BaseModelRef
+from fedpact.common.study_learning import BaseModelRef
 from fedpact.server import institutions
 from fedpact.server.tables import transaction
 from support.coordinator import Coordinator, make_home, serving

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from fedpact.common import model as models
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import ModelError
-from fedpact.common.study import BaseModelRef
+from fedpact.common.study_learning import BaseModelRef
 from support.site_factory import MODEL_SHA256
 
 CPU = torch.device("cpu")

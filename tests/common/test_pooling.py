@@ -83,7 +83,7 @@ def test_the_demos_model_is_read_as_a_mean():
 
 
 def _minilm():
-    from fedpact.common.study import BaseModelRef
+    from fedpact.common.study_learning import BaseModelRef
 
     return BaseModelRef(base="sentence-transformers/all-MiniLM-L6-v2")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fedpact.common import wire
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import WireError
-from fedpact.common.study import MAX_STEPS
+from fedpact.common.study_words import MAX_STEPS
 from support.site_factory import a_study, some_weights, update_header
 
 WEIGHTS = some_weights()

@@ -16,7 +16,7 @@ from fedpact.common.evaluation import evaluate
 from fedpact.server import runs
 from fedpact.server.conduct import conduct, measure_of, public_test_set
 from fedpact.server.home import MIGRATIONS
-from fedpact.server.rounds import Terms
+from fedpact.server.round_needs import Terms
 from support import liar
 from support.round_fakes import FakeExchange
 from support.site_factory import INSTITUTION

@@ -12,7 +12,8 @@ from fedpact.common.evaluation import Metrics
 from fedpact.server.aggregation import Standing
 from fedpact.server.aggregation.clipped import Clipping
 from fedpact.server.contributions import Contribution, LeaveOneOut
-from fedpact.server.rounds import Conductor, Terms
+from fedpact.server.round_needs import Terms
+from fedpact.server.rounds import Conductor
 from support import liar
 from support.round_fakes import FakeClock, FakeExchange, FakeRecord, lora_weights, study_among
 

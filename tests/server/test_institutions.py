@@ -11,7 +11,7 @@ from fedpact.common.database import open_database
 from fedpact.common.errors import AddressError, StorageError, TrustError, UsageError, WireError
 from fedpact.common.identity import Role
 from fedpact.common.invitation import Invitation, secret_sha256
-from fedpact.common.study import Sector
+from fedpact.common.study_parties import Sector
 from fedpact.server import institutions
 from fedpact.server.institutions import Keys
 from fedpact.server.tables import Base, Institution, transaction

@@ -13,7 +13,8 @@ import pytest
 
 from fedpact.common import wire
 from fedpact.common.adapter import Weights
-from fedpact.server.rounds import Answer, Conductor, Terms
+from fedpact.server.round_needs import Answer, Terms
+from fedpact.server.rounds import Conductor
 from support import liar
 from support.liar import Asked
 from support.round_fakes import FakeClock, FakeExchange, FakeRecord, lora_weights, study_among

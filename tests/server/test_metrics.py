@@ -14,7 +14,7 @@ from fedpact.client.dial import look
 from fedpact.common.errors import AddressError
 from fedpact.server import runs
 from fedpact.server.metrics import ServerMetrics, State
-from fedpact.server.rounds import Answer
+from fedpact.server.round_needs import Answer
 from fedpact.server.run_tables import RunRow
 from support.coordinator import Coordinator, make_home, serving
 from support.federation import fedpact

@@ -18,7 +18,8 @@ from fedpact.common.transcript_store import TranscriptStore, with_transcript
 from fedpact.server import runs
 from fedpact.server.home import MIGRATIONS
 from fedpact.server.recompute import Recomputed, recompute
-from fedpact.server.rounds import Conductor, Terms
+from fedpact.server.round_needs import Terms
+from fedpact.server.rounds import Conductor
 from fedpact.server.tables import TranscriptRow
 from support import liar
 from support.round_fakes import FakeClock, FakeExchange, lora_weights, study_among

@@ -19,7 +19,7 @@ from fedpact.server import releases, runs
 from fedpact.server.card import card
 from fedpact.server.conduct import conduct
 from fedpact.server.home import MIGRATIONS
-from fedpact.server.rounds import Terms
+from fedpact.server.round_needs import Terms
 from fedpact.server.tables import Institution, TranscriptRow, transaction
 from support import liar
 from support.round_fakes import FakeExchange

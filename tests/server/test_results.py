@@ -14,7 +14,7 @@ from fedpact.server.contributions import Contribution
 from fedpact.server.diagnostics import Diagnosis
 from fedpact.server.report import RunReport, draw, tables
 from fedpact.server.results import RunResult, overview
-from fedpact.server.rounds import Answer, ClassCounts
+from fedpact.server.round_needs import Answer, ClassCounts
 from fedpact.server.runs import RoundView, RunView
 from support.round_fakes import study_among
 

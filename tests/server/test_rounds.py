@@ -6,7 +6,8 @@ import pytest
 from fedpact.common import wire
 from fedpact.common.errors import RunError
 from fedpact.common.evaluation import Metrics
-from fedpact.server.rounds import ClassCounts, Conductor, Terms
+from fedpact.server.round_needs import ClassCounts, Terms
+from fedpact.server.rounds import Conductor
 from support import liar
 from support.round_fakes import FakeClock, FakeExchange, FakeRecord, lora_weights, study_among
 

@@ -16,7 +16,7 @@ from fedpact.server.aggregation import Standing
 from fedpact.server.contributions import Contribution
 from fedpact.server.diagnostics import Diagnosis
 from fedpact.server.home import MIGRATIONS
-from fedpact.server.rounds import Answer, ClassCounts
+from fedpact.server.round_needs import Answer, ClassCounts
 from support.round_fakes import lora_weights, study_among
 
 STUDY = study_among("Ärzte", "B")

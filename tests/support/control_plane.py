@@ -19,7 +19,7 @@ from fedpact.common.errors import AddressError
 from fedpact.common.identity import Role, SigningKey, new_signing_key, public_bytes
 from fedpact.common.invitation import Invitation
 from fedpact.common.signed_calls import SignedChannel, dial
-from fedpact.common.study import Sector
+from fedpact.common.study_parties import Sector
 from fedpact.common.v1 import federation_pb2_grpc as rpc
 from fedpact.server import home as homes
 from fedpact.server import institutions

@@ -12,7 +12,7 @@ from fedpact.client.home import ClientHome
 from fedpact.client.join import JoinedSite, join, load_site
 from fedpact.common.certificates import fingerprint, load_certificate
 from fedpact.common.identity import Role
-from fedpact.common.study import Sector
+from fedpact.common.study_parties import Sector
 from fedpact.server import home as homes
 from fedpact.server import institutions
 from fedpact.server.control import Control

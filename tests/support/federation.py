@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 
 from fedpact.client.home import ClientHome
 from fedpact.client.ledger import Ledger, Reservation
-from fedpact.common.study import Sector
+from fedpact.common.study_parties import Sector
 from fedpact.server import runs
 from fedpact.server.home import ServerHome
 from fedpact.server.runs import RunView

@@ -12,7 +12,7 @@ from fedpact.common.evaluation import Metrics
 from fedpact.common.study import Study
 from fedpact.server.contributions import Contribution
 from fedpact.server.diagnostics import Diagnosis
-from fedpact.server.rounds import Answer
+from fedpact.server.round_needs import Answer
 
 Site = Callable[[wire.Packet], wire.Packet]
 

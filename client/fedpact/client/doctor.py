@@ -17,7 +17,7 @@ from fedpact.client.home import ClientHome
 from fedpact.client.join import JoinedSite, SiteSettings, load_site, read_settings
 from fedpact.client.service import Service
 from fedpact.common.errors import FedpactError
-from fedpact.common.study import BaseModelRef
+from fedpact.common.study_learning import BaseModelRef
 from fedpact.common.v1.federation_pb2 import StatusRequest, StatusResponse
 
 _CALL_SECONDS = 10.0

@@ -14,7 +14,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedpact.common.errors import PolicyError
-from fedpact.common.study import Digest, Name, Sector, Use
+from fedpact.common.study_parties import Sector
+from fedpact.common.study_words import Digest, Name, Use
 
 _NOT_VALID = "The site's policy cannot be used; the site's own log says why."
 _TEMPLATE = Path(__file__).parent / "policy_template.toml"

@@ -9,7 +9,8 @@ from datetime import datetime, timedelta
 
 from fedpact.client.policy import Policy
 from fedpact.common.errors import PolicyError
-from fedpact.common.study import Institution, Study
+from fedpact.common.study import Study
+from fedpact.common.study_parties import Institution
 
 # `name` or `organisation/name`, as on the Hugging Face hub: never a way through folders.
 _MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

@@ -10,7 +10,8 @@ from fedpact.client.ledger import Ledger
 from fedpact.client.policy import Policy
 from fedpact.common import agreement
 from fedpact.common.errors import DataError, ModelError, PolicyError, StudyError
-from fedpact.common.study import Institution, Study
+from fedpact.common.study import Study
+from fedpact.common.study_parties import Institution
 
 _FLOAT_BYTES = 4
 _SAID = {

@@ -13,7 +13,7 @@ from fedpact.client.dataset_cli import DEFAULT_HOME, Format, HomeOption, console
 if TYPE_CHECKING:
     from fedpact.client.held import Word
     from fedpact.client.home import ClientHome
-    from fedpact.common.study import BaseModelRef
+    from fedpact.common.study_learning import BaseModelRef
 
 _LOOK_SECONDS = 2.0
 _COLORS = {"ok": "green", "warn": "yellow", "wrong": "red", "skipped": "dim"}
@@ -173,7 +173,7 @@ def _models(files: list[Path], names: list[str]) -> list["BaseModelRef"]:
 
     from fedpact.common import study as studies
     from fedpact.common.errors import UsageError
-    from fedpact.common.study import BaseModelRef
+    from fedpact.common.study_learning import BaseModelRef
 
     named = [studies.load(path).model for path in files]
     for text in names:

@@ -17,7 +17,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 from fedpact.common import identity
 from fedpact.common.errors import TrustError
 from fedpact.common.identity import Role, SigningKey, VerifyKey
-from fedpact.common.study import Digest, Name, Study, Text
+from fedpact.common.study import Study
+from fedpact.common.study_words import Digest, Name, Text
 
 Kind = Literal["approve", "refuse", "withdraw", "consent", "veto"]
 State = Literal["proposed", "agreed", "active", "ended", "withdrawn"]

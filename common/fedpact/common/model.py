@@ -35,7 +35,8 @@ from fedpact.common.adapter import (
 )
 from fedpact.common.errors import ModelError
 from fedpact.common.pooling import MeanPooled, Pooling, lora_targets
-from fedpact.common.study import BaseModelRef, Study
+from fedpact.common.study import Study
+from fedpact.common.study_learning import BaseModelRef
 
 Precision = Literal["fp32", "bf16"]
 WEIGHTS = "model.safetensors"

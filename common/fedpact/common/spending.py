@@ -12,7 +12,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from fedpact.common import identity
 from fedpact.common.errors import TrustError, WireError
 from fedpact.common.identity import SigningKey
-from fedpact.common.study import Digest, Name
+from fedpact.common.study_words import Digest, Name
 from fedpact.common.transcript import canonical, parse_canonical
 
 if TYPE_CHECKING:

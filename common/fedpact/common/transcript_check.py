@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from fedpact.common import identity
 from fedpact.common.errors import AuditError
 from fedpact.common.identity import VerifyKey
-from fedpact.common.study import Name
+from fedpact.common.study_words import Name
 from fedpact.common.transcript import (
     HEAD_KEYS,
     LONGEST_LINE,

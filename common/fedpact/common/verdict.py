@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedpact.common import identity
 from fedpact.common.errors import TrustError, WireError
 from fedpact.common.identity import SigningKey, VerifyKey
-from fedpact.common.study import Digest
+from fedpact.common.study_words import Digest
 from fedpact.common.transcript import canonical, parse_canonical
 
 _Epsilon = Annotated[float, Field(ge=0)]

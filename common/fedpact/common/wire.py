@@ -23,7 +23,7 @@ from pydantic import (
 
 from fedpact.common.adapter import Manifest, Weights
 from fedpact.common.errors import WireError
-from fedpact.common.study import MAX_STEPS, Digest
+from fedpact.common.study_words import MAX_STEPS, Digest
 from fedpact.common.task_section import MAX_LABELS
 
 PROTOCOL: Final = 1

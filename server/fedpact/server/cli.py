@@ -155,7 +155,7 @@ def invite(
 
     from fedpact.common.certificates import fingerprint, load_certificate
     from fedpact.common.identity import Role
-    from fedpact.common.study import Sector as StudySector
+    from fedpact.common.study_parties import Sector as StudySector
     from fedpact.server import institutions
     from fedpact.server.home import ServerHome
     from fedpact.server.tables import transaction

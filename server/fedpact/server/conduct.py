@@ -21,7 +21,8 @@ from fedpact.common.study import Study
 from fedpact.server import runs
 from fedpact.server.card import card
 from fedpact.server.releases import CARD
-from fedpact.server.rounds import Conductor, Exchange, Measure, Terms
+from fedpact.server.round_needs import Exchange, Measure, Terms
+from fedpact.server.rounds import Conductor
 
 log = logging.getLogger(__name__)
 

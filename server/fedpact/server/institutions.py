@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from fedpact.common.errors import TrustError, UsageError, WireError
 from fedpact.common.identity import Role
 from fedpact.common.invitation import Invitation, new_secret, secret_sha256
-from fedpact.common.study import Sector
+from fedpact.common.study_parties import Sector
 from fedpact.common.transcript_store import write
 from fedpact.server.roles import COORDINATOR
 from fedpact.server.tables import Institution

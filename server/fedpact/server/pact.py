@@ -24,12 +24,12 @@ from fedpact.common import agreement, identity
 from fedpact.common.agreement import Decision, Standing
 from fedpact.common.errors import RunError, StudyError, TrustError
 from fedpact.common.identity import Role
-from fedpact.common.study import Institution as Participant
 from fedpact.common.study import Study
+from fedpact.common.study_parties import Institution as Participant
 from fedpact.common.transcript_store import write
 from fedpact.server.pact_tables import DecisionRow, ProposalRow
 from fedpact.server.roles import COORDINATOR
-from fedpact.server.rounds import Terms
+from fedpact.server.round_needs import Terms
 from fedpact.server.tables import Institution, transaction
 
 _ANY_AUDITOR = "an auditor"

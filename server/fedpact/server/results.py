@@ -12,7 +12,7 @@ from rich.table import Table
 
 from fedpact.common import accounting
 from fedpact.common.mechanism import SubsampledGaussian
-from fedpact.common.study import Sector
+from fedpact.common.study_parties import Sector
 from fedpact.server.runs import RunView
 
 

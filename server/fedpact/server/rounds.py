@@ -18,181 +18,23 @@ import time
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from fedpact.common import wire
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import RunError
-from fedpact.common.evaluation import Metrics
 from fedpact.common.randomness import Randomness, SecureRandom
 from fedpact.common.study import Study
 from fedpact.server import aggregation
 from fedpact.server.admission import Admitted, Expected, SetAside, admit
 from fedpact.server.aggregation import Standing
 from fedpact.server.aggregation.clipped import Clipping
-from fedpact.server.contributions import Contribution, LeaveOneOut
+from fedpact.server.contributions import LeaveOneOut
 from fedpact.server.diagnostics import Diagnosis, Examination
-
-
-class Exchange(Protocol):
-    """What carries packets to sites and back."""
-
-    def present(self) -> AbstractSet[str]:
-        """Names of the institutions whose sites are connected."""
-        ...
-
-    def ask(self, packets: Mapping[str, wire.Packet]) -> None:
-        """Send a packet to each named institution."""
-        ...
-
-    def ask_again(self, packets: Mapping[str, wire.Packet]) -> None:
-        """Send a packet once more to some of those that were asked, and were lost."""
-        ...
-
-    def replies(self) -> Mapping[str, wire.Packet]:
-        """Replies that have come since last asked; waits a moment if there are none."""
-        ...
-
-    def lost(self, pending: AbstractSet[str]) -> AbstractSet[str]:
-        """Those of the pending whose site cannot answer any more (gone, or restarted)."""
-        ...
-
-
-@dataclass(frozen=True)
-class ClassCounts:
-    """Noisy counts of predictions for each label of the study.
-
-    Attributes:
-        right: how many are right, for each label.
-        wrong: how many are wrong, for each label.
-        noise: the noise's standard deviation in each number.
-    """
-
-    right: tuple[float, ...]
-    wrong: tuple[float, ...]
-    noise: float
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What became of one institution in one round.
-
-    Attributes:
-        state: asked, updated, refused, rejected, late or lost.
-        reason: why it does not count; empty for an update.
-        bytes_in: size of the reply.
-        epsilon: ε that the run has cost there so far, as the site says; None without DP.
-        norm: L2 norm of the change.
-        digest: SHA-256 of the change.
-        loss: on the site's own records, if the study asks for it.
-        accuracy: the same.
-        classes: counts for each label, if the study asks for them.
-    """
-
-    state: str
-    reason: str = ""
-    bytes_in: int = 0
-    epsilon: float | None = None
-    norm: float | None = None
-    digest: str | None = None
-    loss: float | None = None
-    accuracy: float | None = None
-    classes: ClassCounts | None = None
-
-
-class Record(Protocol):
-    """What remembers a run."""
-
-    def begun(self, weights: Weights) -> None:
-        """The run begins, or goes on, with the adapter at these weights."""
-        ...
-
-    def round_started(
-        self, number: int, asked: AbstractSet[str], sent: Mapping[str, str] | None = None
-    ) -> None:
-        """A round begins and these institutions were asked.
-
-        Args:
-            number: of the round, from 1.
-            asked: the institutions.
-            sent: to whom the adapter does not go whole, the digest of what goes there.
-        """
-        ...
-
-    def admitted(self, number: int, institution: str, change: Weights, weight: float) -> None:
-        """An institution's change counts; it is added to the aggregate next."""
-        ...
-
-    def answered(self, number: int, institution: str, answer: Answer) -> None:
-        """An institution's part in the round is decided."""
-        ...
-
-    def round_ended(
-        self,
-        number: int,
-        weights: Weights,
-        seconds: float,
-        state: Weights | None = None,
-        diagnosis: Diagnosis | None = None,
-    ) -> None:
-        """The round counts.
-
-        Args:
-            number: of the round, from 1.
-            weights: the adapter after it.
-            seconds: it took.
-            state: what the server optimiser remembers; None without one.
-            diagnosis: what its updates were like.
-        """
-        ...
-
-    def measured(
-        self,
-        number: int,
-        metrics: Metrics,
-        contributions: Mapping[str, Contribution] | None = None,
-    ) -> None:
-        """The adapter after this round was measured on the public test set.
-
-        Args:
-            number: of the round, from 1.
-            metrics: what was measured.
-            contributions: what each institution's update was worth, if the study asks for it.
-        """
-        ...
-
-    def should_stop(self) -> bool:
-        """Whether someone asked the run to stop."""
-        ...
-
-    def stopped(self, reason: str) -> None:
-        """The run stops here, because the agreement does not hold any more."""
-        ...
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What the agreement allows at one moment.
-
-    Attributes:
-        willing: institutions that may be asked.
-        over: why no further round may be run; empty while one may.
-    """
-
-    willing: AbstractSet[str]
-    over: str = ""
-
-    @classmethod
-    def all_of(cls, study: Study) -> "Terms":
-        """Everyone agrees: terms of a simulation, whose sites are the researcher's own."""
-        return cls({institution.name for institution in study.institutions})
+from fedpact.server.round_needs import Answer, ClassCounts, Exchange, Measure, Record, Terms
 
 
 class _OverError(RunError):
     """No further round may be run; the run ends with the adapter it has."""
-
-
-Measure = Callable[[Weights], Metrics]
 
 
 @dataclass(frozen=True, eq=False)

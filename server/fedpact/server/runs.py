@@ -27,7 +27,7 @@ from fedpact.common.transcript import Json
 from fedpact.common.transcript_store import write
 from fedpact.server.contributions import Contribution
 from fedpact.server.diagnostics import Diagnosis
-from fedpact.server.rounds import Answer, ClassCounts
+from fedpact.server.round_needs import Answer, ClassCounts
 from fedpact.server.run_tables import AnswerRow, RoundRow, RunRow, StudyRow
 from fedpact.server.tables import transaction
 

@@ -32,7 +32,7 @@ from fedpact.common.certificates import fingerprint, load_certificate
 from fedpact.common.errors import AddressError, DataError, PolicyError, RunError, UsageError
 from fedpact.common.model import file_digest
 from fedpact.common.private_files import write_private
-from fedpact.common.study import Sector
+from fedpact.common.study_parties import Sector
 from fedpact.server import home as homes
 from fedpact.server import institutions, runs
 from fedpact.server.home import ServerHome

@@ -33,7 +33,9 @@ from fedpact.common import model as models
 from fedpact.common import tabular, tasks
 from fedpact.common.errors import DataError, UsageError
 from fedpact.common.records import EncodedRecords
-from fedpact.common.study import BaseModelRef, Institution, Sector, Study
+from fedpact.common.study import Study
+from fedpact.common.study_learning import BaseModelRef
+from fedpact.common.study_parties import Institution, Sector
 from fedpact.common.task_section import Task
 from fedpact.simulations.partition import Shard, parse_partition, partition
 

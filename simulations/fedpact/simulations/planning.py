@@ -17,7 +17,8 @@ from fedpact.common import accounting, neighbours
 from fedpact.common.errors import BudgetError, StudyError
 from fedpact.common.mechanism import GaussianRelease, SubsampledGaussian
 from fedpact.common.planned import plan_metrics, whole_run
-from fedpact.common.study import Sector, Study
+from fedpact.common.study import Study
+from fedpact.common.study_parties import Sector
 
 PERSON_RECORDS = (2, 4, 8)
 

@@ -20,7 +20,7 @@ from fedpact.client.workbench import Workbench
 from fedpact.common.wire import RECORD
 from fedpact.server.app import GridExchange, from_record, to_record
 from fedpact.server.conduct import conduct
-from fedpact.server.rounds import Terms
+from fedpact.server.round_needs import Terms
 from fedpact.simulations.federation import Federation, seeded_workbench
 
 _PARTITION = "partition-id"

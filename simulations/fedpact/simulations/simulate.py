@@ -25,7 +25,7 @@ from fedpact.server import runs
 from fedpact.server.conduct import conduct
 from fedpact.server.home import MIGRATIONS
 from fedpact.server.results import RunResult, overview
-from fedpact.server.rounds import Terms
+from fedpact.server.round_needs import Terms
 from fedpact.simulations.federation import Federation, deal, find_data, seeded_workbench
 from fedpact.simulations.grid import Answer, InProcessGrid
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpact.common.adapter import Weights
-from fedpact.common.study import Aggregation
+from fedpact.common.study_together import Aggregation
 from fedpact.server.aggregation.rules import Rule
 
 

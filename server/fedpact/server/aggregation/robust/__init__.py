@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from fedpact.common.adapter import Manifest, Weights
 from fedpact.common.errors import RunError
-from fedpact.common.study import Aggregation
+from fedpact.common.study_together import Aggregation
 
 Vector = npt.NDArray[np.float64]
 Updates = npt.NDArray[np.float64]

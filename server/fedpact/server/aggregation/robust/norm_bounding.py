@@ -7,7 +7,7 @@ Memory does not grow with the number of sites.
 """
 
 from fedpact.common.adapter import Manifest, Weights
-from fedpact.common.study import Aggregation
+from fedpact.common.study_together import Aggregation
 from fedpact.server.aggregation.mean import Mean
 
 
