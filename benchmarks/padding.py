@@ -16,7 +16,7 @@ import numpy.typing as npt
 import _minilm
 from _report import parser, report
 from fedpact.client.batching import micro_batches, poisson_batches
-from fedpact.common import model as models
+from fedpact.common import base_models
 
 Lengths = npt.NDArray[np.int64]
 LOGICAL_BATCH = 512
@@ -27,7 +27,9 @@ def lengths_of(file: Path) -> Lengths:
     """Tokens of each text of a gzip CSV with the columns text and label."""
     with gzip.open(file, "rt", encoding="utf-8", newline="") as lines:
         texts = [row["text"] for row in csv.DictReader(lines)]
-    encoded = models.load_tokenizer(_minilm.study())(texts, truncation=True, max_length=128)
+    encoded = base_models.load_tokenizer(_minilm.study())(
+        texts, truncation=True, max_length=128
+    )
     return np.asarray([len(ids) for ids in encoded["input_ids"]])
 
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification
 import _minilm
 from _report import arguments, report
 from fedpact.client.trainer import LocalTraining, Trainer
+from fedpact.common import base_models
 from fedpact.common import model as models
 
 ROUNDS, RECORDS, BATCH, LEARNING_RATE = 20, 96, 32, 0.5
@@ -20,7 +21,7 @@ ROUNDS, RECORDS, BATCH, LEARNING_RATE = 20, 96, 32, 0.5
 
 def plain_model() -> nn.Module:
     """The base model with PEFT's own LoRA, no dropout."""
-    folder = models.locate(_minilm.study().model)
+    folder = base_models.locate(_minilm.study().model)
     base = AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     )

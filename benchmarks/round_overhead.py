@@ -21,8 +21,8 @@ from pathlib import Path
 import tomli_w
 
 from _report import parser, report
-from fedpact.common import model as models
-from fedpact.common.model import file_digest
+from fedpact.common import base_models
+from fedpact.common.base_models import file_digest
 from fedpact.common.study_learning import BaseModelRef
 from fedpact.server.superlink import free_ports
 from fedpact.simulations.reports import NOT_SERIOUS, SERIOUS, VOICES, write_demo_data
@@ -49,7 +49,7 @@ def main() -> None:
         if args.skip_stock:
             print([round(seconds, 3) for seconds in ours], statistics.median(ours[1:]))
             return
-        base = models.locate(BaseModelRef(base=BASE))
+        base = base_models.locate(BaseModelRef(base=BASE))
         (folder / "stock").mkdir()
         stock = deployment.run(folder / "stock", data, base, args.stock_rounds)
     ours_median = statistics.median(ours[1:])
@@ -111,7 +111,7 @@ def fedpact_run(folder: Path, data: Sequence[Path], rounds: int) -> tuple[float,
 
 
 def _write_study(path: Path, rounds: int) -> Path:
-    weights = models.locate(BaseModelRef(base=BASE)) / "model.safetensors"
+    weights = base_models.locate(BaseModelRef(base=BASE)) / "model.safetensors"
     document = {
         "study": {"name": "round-overhead"},
         "task": {"labels": [NOT_SERIOUS, SERIOUS]},

@@ -23,7 +23,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from _report import parser, report
-from fedpact.common import model as models
+from fedpact.common import base_models
 from fedpact.common.study_learning import BaseModelRef
 from fedpact.simulations.reports import NOT_SERIOUS, SERIOUS, write_demo_data
 
@@ -158,7 +158,7 @@ def run_stock_app(work: Path, sites: int, rounds: int) -> None:
     from stock_flower.stock_app import client_app, server_app
 
     config: dict[str, bool | float | int | str] = {
-        "base": str(models.locate(BaseModelRef(base=BASE))),
+        "base": str(base_models.locate(BaseModelRef(base=BASE))),
         "clock": str(work / "clock"),
         "num-server-rounds": rounds,
         "batch-size": BATCH,

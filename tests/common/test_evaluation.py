@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedpact.common import evaluation, tasks
+from fedpact.common import base_models, evaluation, tasks
 from fedpact.common import model as models
 from fedpact.common.evaluation import Metrics, evaluate
 from fedpact.common.records import EncodedRecords
@@ -23,7 +23,7 @@ def setting(tiny):
     models.set_adapter(model, type(weights)(weights.manifest, drawn))
     texts, labels = zip(*some_rows(150), strict=True)
     rows = {"text": list(texts), "label": list(labels)}
-    return model, task, task.encode(models.load_tokenizer(study), rows, 12)
+    return model, task, task.encode(base_models.load_tokenizer(study), rows, 12)
 
 
 def measure(model, task, records) -> Metrics:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fedpact.common import base_models
 from fedpact.common import model as models
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import ModelError
@@ -25,7 +26,7 @@ def copy(tiny, tmp_path):
 
 
 def locate(folder, **fields):
-    return models.locate(BaseModelRef(base=str(folder), **fields))
+    return base_models.locate(BaseModelRef(base=str(folder), **fields))
 
 
 # Where it comes from
@@ -44,7 +45,7 @@ def test_other_weights_are_refused_also_once_they_were_right(tiny, copy):
     save_file(tensors, weights, metadata={"format": "pt"})
     with pytest.raises(ModelError, match=f"the study says {tiny.sha256}") as raised:
         locate(copy, sha256=tiny.sha256)
-    assert models.file_digest(weights) in raised.value.message
+    assert base_models.file_digest(weights) in raised.value.message
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.ckpt", "weights.pkl"])
@@ -118,7 +119,7 @@ def test_weights_that_lack_a_layer_are_refused(tiny, copy):
 def test_a_tokeniser_that_is_damaged_is_said(tiny, copy, name):
     (copy / name).write_text("{ nothing of the kind")
     with pytest.raises(ModelError, match="cannot be read"):
-        models.load_tokenizer(tiny.study(model={"base": str(copy)}))
+        base_models.load_tokenizer(tiny.study(model={"base": str(copy)}))
 
 
 def test_a_tokeniser_that_is_not_there_is_said(tiny, copy):
@@ -126,7 +127,7 @@ def test_a_tokeniser_that_is_not_there_is_said(tiny, copy):
         path.unlink()
     study = tiny.study(model={"base": str(copy)})
     with pytest.raises(ModelError, match="tokeniser"):
-        models.load_tokenizer(study)
+        base_models.load_tokenizer(study)
 
 
 # The adapter in it

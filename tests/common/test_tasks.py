@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import ValidationError
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from fedpact.common import evaluation, study_check, tasks
+from fedpact.common import base_models, evaluation, study_check, tasks
 from fedpact.common import model as models
 from fedpact.common.errors import DataError, ModelError, UsageError
 from fedpact.common.records import CHANCE
@@ -147,7 +147,7 @@ def test_a_pair_is_read_together_and_the_model_knows_which_is_which(tiny):
     study = a_study(tiny, "text-classification")
     rows = {"text": ["the coma"], "other": ["a day"], "label": ["mild"]}
     records = encoded(study, rows)
-    words = models.load_processor(study).convert_ids_to_tokens(records.ids.tolist())
+    words = base_models.load_processor(study).convert_ids_to_tokens(records.ids.tolist())
     assert words == ["[CLS]", "the", "coma", "[SEP]", "a", "day", "[SEP]"]
     batch = records.collate(np.array([0]), pad_id=0, device=CPU)
     assert batch["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1, 1]]
@@ -263,7 +263,7 @@ def asked(study, question, context, answer, *, start=None, length=12):
     answers = {"text": [answer] if answer else [], "answer_start": [start] if answer else []}
     cells = {"text": [question], "context": [context], "label": [answers]}
     rows = rows_for(Table("jsonl", "0" * 64, cells), task, "data.jsonl")
-    return task.encode(models.load_processor(study), rows, length)
+    return task.encode(base_models.load_processor(study), rows, length)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def test_words_are_hidden_as_in_bert(tiny):
     assert drawn.sum(dim=1).unique().tolist() == [2]
     read = task._hide(model, batch, drawn, chances)
     assert torch.equal(read[~drawn], batch["input_ids"][~drawn])
-    mask, coma = models.load_processor(study).convert_tokens_to_ids(["[MASK]", "coma"])
+    mask, coma = base_models.load_processor(study).convert_tokens_to_ids(["[MASK]", "coma"])
     assert (read[drawn] == mask).float().mean().item() == pytest.approx(0.8, abs=0.03)
     assert (read[drawn] == coma).float().mean().item() == pytest.approx(0.1, abs=0.03)
     assert len(read[drawn].unique()) == model.get_input_embeddings().num_embeddings
@@ -435,7 +435,7 @@ def test_items_must_be_the_studys_and_tokens_of_the_model(tiny):
 
 def test_each_token_is_foretold_and_the_end_of_a_text_that_is_not_cut(tiny):
     task = tasks.for_study(a_study(tiny, "causal-language-modelling"))
-    tokenizer = models.load_processor(a_study(tiny, "causal-language-modelling"))
+    tokenizer = base_models.load_processor(a_study(tiny, "causal-language-modelling"))
     tokenizer.eos_token = "[MASK]"
     records = task.encode(tokenizer, {"text": ["the coma", "a day " * 9]}, 6)
     words = [tokenizer.convert_ids_to_tokens(records.main.of(row)) for row in range(2)]
@@ -484,7 +484,7 @@ def an_image(mode="RGB"):
 
 def test_pixels_are_the_processors_to_less_than_a_step_of_colour(tiny):
     study = a_study(tiny, "image-classification")
-    processor = models.load_processor(study)
+    processor = base_models.load_processor(study)
     records = encoded(study, {"image": [an_image()], "label": ["dark"]})
     found = records.collate(np.array([0]), pad_id=0, device=CPU)["pixel_values"]
     picture = Image.open(BytesIO(an_image()))

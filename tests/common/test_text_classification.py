@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from fedpact.common import base_models, tasks
 from fedpact.common import model as models
-from fedpact.common import tasks
 
 LABELS = ["mild", "severe", "fatal"]
 
@@ -23,7 +23,7 @@ def task(study):
 
 @pytest.fixture(scope="module")
 def tokenizer(study):
-    return models.load_tokenizer(study)
+    return base_models.load_tokenizer(study)
 
 
 def test_it_is_found_by_its_name_and_knows_its_columns(task):

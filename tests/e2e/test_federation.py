@@ -19,9 +19,8 @@ from sqlalchemy import select
 from transformers import AutoModelForSequenceClassification
 
 from fedpact.client.tables import DepartureRow, reading
-from fedpact.common import model as models
+from fedpact.common import base_models, tabular, tasks
 from fedpact.common import study as studies
-from fedpact.common import tabular, tasks
 from fedpact.common.adapter import Weights
 from fedpact.common.evaluation import evaluate
 from fedpact.server.home import ServerHome, renew
@@ -72,7 +71,10 @@ def study_file(tiny, tmp_path):
             **{
                 "institutions": INSTITUTIONS,
                 "federation": {"quorum": 2, "deadline_seconds": 300.0},
-                "evaluation": {"data": test_set.name, "sha256": models.file_digest(test_set)},
+                "evaluation": {
+                    "data": test_set.name,
+                    "sha256": base_models.file_digest(test_set),
+                },
                 **sections,
             },
         )
@@ -146,7 +148,7 @@ def _accuracy(adapter, study, folder) -> float:
     base = AutoModelForSequenceClassification.from_pretrained(study.model.base, num_labels=2)
     model = peft.PeftModel.from_pretrained(base, adapter).eval()
     task, path = tasks.for_study(study), folder / study.evaluation.data
-    tokenizer = models.load_tokenizer(study)
+    tokenizer = base_models.load_tokenizer(study)
     rows = tabular.rows_for(tabular.read(path), task, path)
     records = task.encode(tokenizer, rows, study.training.max_length)
     cpu = torch.device("cpu")

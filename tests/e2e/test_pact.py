@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from fedpact.common import model as models
+from fedpact.common import base_models
 from fedpact.common import study as studies
 from support.federation import POLICY, Daemon, federation, fedpact, must
 from support.processes import wait_for
@@ -40,7 +40,7 @@ def study_file(tiny, tmp_path):
         training={"rounds": 200, "local_steps": 20},
         federation={"quorum": 1, "deadline_seconds": 300.0},
         governance={"data_holders": 2},
-        evaluation={"data": test_set.name, "sha256": models.file_digest(test_set)},
+        evaluation={"data": test_set.name, "sha256": base_models.file_digest(test_set)},
         institutions=[
             {"name": "Hospital", "sector": "academia", "records": 120},
             {"name": "Drug Maker", "sector": "industry", "records": 120},

@@ -7,8 +7,8 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForSequenceClassification
 
+from fedpact.common import base_models, tasks
 from fedpact.common import model as models
-from fedpact.common import tasks
 from fedpact.common.adapter import Weights
 from fedpact.common.database import open_database
 from fedpact.common.errors import DataError, ModelError, RunError, StorageError
@@ -47,7 +47,7 @@ def engine(tmp_path):
 @pytest.fixture
 def study(tiny, tmp_path):
     test_set = write_data(tmp_path / "public.csv", records=90, seed=7)
-    evaluation = {"data": test_set.name, "sha256": models.file_digest(test_set)}
+    evaluation = {"data": test_set.name, "sha256": base_models.file_digest(test_set)}
     return tiny.study(evaluation=evaluation)
 
 
@@ -113,13 +113,13 @@ def test_measuring_measures_the_adapter_given(study, tmp_path):
 
 
 def test_the_tokeniser_is_loaded_once(study, tmp_path, monkeypatch):
-    model, load, loaded = models.build(study, CPU), models.load_tokenizer, []
+    model, load, loaded = models.build(study, CPU), base_models.load_tokenizer, []
 
     def counted(of):
         loaded.append(of)
         return load(of)
 
-    monkeypatch.setattr(models, "load_tokenizer", counted)
+    monkeypatch.setattr(base_models, "load_tokenizer", counted)
     measure_of(study, tmp_path, model)
     assert loaded == [study]
 
@@ -139,7 +139,7 @@ def test_peft_loads_the_adapter_and_it_is_as_good_as_the_run_said(engine, study,
         loaded,
         public_test_set(study, tmp_path),
         tasks.for_study(study),
-        pad_id=models.load_tokenizer(study).pad_token_id,
+        pad_id=base_models.load_tokenizer(study).pad_token_id,
         device=CPU,
     )
     assert metrics.score == view.rounds[-1].accuracy

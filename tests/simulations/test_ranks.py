@@ -9,8 +9,7 @@ import torch
 from rich.console import Console
 
 from fedpact.client.worth import Bench, read_records
-from fedpact.common import model as models
-from fedpact.common import tabular, tasks
+from fedpact.common import base_models, tabular, tasks
 from fedpact.common.worth import read_worth
 from fedpact.simulations.federation import seeded_workbench
 from fedpact.simulations.simulate import Simulation, simulate
@@ -72,7 +71,7 @@ def test_a_run_ends_with_an_adapter_that_plain_peft_loads(
     released = peft.PeftModel.from_pretrained(base, result.adapter).eval()
     table = tabular.read(tmp_path / "public.csv")
     rows = tabular.rows_for(table, task, tmp_path / "public.csv", public=True)
-    records = task.encode(models.load_tokenizer(study), rows, study.training.max_length)
+    records = task.encode(base_models.load_tokenizer(study), rows, study.training.max_length)
     batch = records.collate(np.arange(len(records)), pad_id=0, device=CPU)
     with torch.no_grad():
         losses, _ = task.loss(released, batch)

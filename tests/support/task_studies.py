@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
+from fedpact.common import base_models, tasks
 from fedpact.common import model as models
-from fedpact.common import tasks
 
 
 def learned(study):
@@ -19,4 +19,4 @@ def learned(study):
 def encoded(study, rows=None):
     """Records of at most twelve tokens: those given, or the task's invented ones."""
     task = tasks.for_study(study)
-    return task.encode(models.load_processor(study), rows or task.invented(), 12)
+    return task.encode(base_models.load_processor(study), rows or task.invented(), 12)

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForPreTraining, BertModel, BertTokenizerFast
 
-from fedpact.common.model import file_digest
+from fedpact.common.base_models import file_digest
 from fedpact.common.study import Study
 from support.site_factory import INSTITUTION
 

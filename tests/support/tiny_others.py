@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fedpact.common.model import file_digest
+from fedpact.common.base_models import file_digest
 from support.tiny_bert import TinyBert
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json")

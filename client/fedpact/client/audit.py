@@ -31,7 +31,7 @@ from fedpact.client.audit_bound import epsilon_bound
 from fedpact.client.dpsgd import PrivateStep
 from fedpact.client.trainer import LocalTraining, Trained, Trainer
 from fedpact.client.workbench import Model, Workbench
-from fedpact.common import accounting, neighbours, tasks
+from fedpact.common import accounting, base_models, neighbours, tasks
 from fedpact.common import model as models
 from fedpact.common.adapter import FloatArray
 from fedpact.common.errors import DataError, StudyError, UsageError
@@ -300,7 +300,7 @@ class _CanaryTrainer(Trainer):
         super().__init__(
             model.module,
             tasks.for_study(study),
-            pad_id=models.pad_id(model.tokenizer),
+            pad_id=base_models.pad_id(model.tokenizer),
             device=model.device,
             private_step=self._canary_step,
         )

@@ -120,14 +120,14 @@ def datasets(patient: Patient) -> Finding:
 
 def models(patient: Patient) -> Finding:
     """Whether the base models are on this machine, and are the ones that are meant."""
-    from fedpact.common import model
+    from fedpact.common import base_models
 
     if not patient.models:
         return Finding("ok", "none was named: --study or --model names one")
     found = []
     for reference in patient.models:
-        folder = model.locate(reference)
-        digest = model.file_digest(folder / model.WEIGHTS)
+        folder = base_models.locate(reference)
+        digest = base_models.file_digest(folder / base_models.WEIGHTS)
         said = "as named" if reference.sha256 else "no SHA-256 was named"
         found.append(f"{reference.base}: {digest[:12]} ({said})")
     return Finding("ok", "; ".join(found))

@@ -21,7 +21,7 @@ from scipy.stats import rankdata
 
 from fedpact.client.trainer import LocalTraining
 from fedpact.client.workbench import Workbench
-from fedpact.common import evaluation, tasks
+from fedpact.common import base_models, evaluation, tasks
 from fedpact.common import model as models
 from fedpact.common.errors import DataError, UsageError
 from fedpact.common.planned import plan
@@ -176,7 +176,7 @@ def _losses_after(
         model.module,
         records,
         tasks.for_study(study),
-        pad_id=models.pad_id(model.tokenizer),
+        pad_id=base_models.pad_id(model.tokenizer),
         device=model.device,
     )
     return found.losses.astype(float)

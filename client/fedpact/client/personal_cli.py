@@ -47,9 +47,9 @@ def report(
 ) -> None:
     """Was it worth joining? Compares what a run gave with training alone; nothing leaves."""
     from fedpact.client.worth import read_records
+    from fedpact.common.base_models import file_digest
     from fedpact.common.errors import DataError
     from fedpact.common.figures import draw_worth
-    from fedpact.common.model import file_digest
     from fedpact.common.worth import Worth, table
 
     bench, kept, aside = _bench(home, run)

@@ -13,8 +13,8 @@ from torch import nn
 from fedpact.client import norm_bound, private_metrics
 from fedpact.client.selftest import self_test
 from fedpact.client.trainer import LocalTraining, Trained, Trainer, memory_errors
+from fedpact.common import base_models, tasks, wire
 from fedpact.common import model as models
-from fedpact.common import tasks, wire
 from fedpact.common.adapter import Manifest, Weights
 from fedpact.common.errors import DataError, ModelError
 from fedpact.common.mechanism import GaussianRelease, SubsampledGaussian
@@ -78,13 +78,13 @@ class Workbench:
         if self._model is None or self._model.digest != study.digest:
             self._model = None  # its memory is free before the next is loaded
             self._tested.clear()
-            tokenizer = models.load_processor(study)
+            tokenizer = base_models.load_processor(study)
             with memory_errors():
                 built = models.build(study, self._device)
             trainer = Trainer(
                 built,
                 tasks.for_study(study),
-                pad_id=models.pad_id(tokenizer),
+                pad_id=base_models.pad_id(tokenizer),
                 device=self._device,
             )
             first = models.get_adapter(built)

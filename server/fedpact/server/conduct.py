@@ -8,7 +8,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 from torch import nn
 
-from fedpact.common import logs, tabular, tasks
+from fedpact.common import base_models, logs, tabular, tasks
 from fedpact.common import model as models
 from fedpact.common.adapter import Weights
 from fedpact.common.database import disk_errors
@@ -150,13 +150,13 @@ def _test_set(study: Study, folder: Path) -> tuple[EncodedRecords, int] | None:
         return None
     path = folder / study.evaluation.data
     table = tabular.read(path)
-    if study.evaluation.sha256 not in (None, models.file_digest(path)):
+    if study.evaluation.sha256 not in (None, base_models.file_digest(path)):
         raise DataError(
             f"The public test set {path} has not the SHA-256 that the study says.",
             advice="Get the file that was agreed on, or agree on this one.",
         )
     task = tasks.for_study(study)
     rows = tabular.rows_for(table, task, path, public=True)
-    tokenizer = models.load_processor(study)
+    tokenizer = base_models.load_processor(study)
     records = task.encode(tokenizer, rows, study.training.max_length)
-    return records, models.pad_id(tokenizer)
+    return records, base_models.pad_id(tokenizer)

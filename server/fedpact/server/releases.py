@@ -14,10 +14,10 @@ from typing import Any
 from sqlalchemy import Engine, select
 
 from fedpact.common import identity
+from fedpact.common.base_models import file_digest
 from fedpact.common.database import disk_errors
 from fedpact.common.errors import RunError, TrustError, UsageError, WireError
 from fedpact.common.identity import SigningKey, VerifyKey
-from fedpact.common.model import file_digest
 from fedpact.common.study import Study
 from fedpact.common.transcript import canonical, parse_canonical
 from fedpact.common.transcript_store import write

@@ -28,9 +28,9 @@ from fedpact.client.join import join
 from fedpact.client.summary import objection
 from fedpact.common import study as studies
 from fedpact.common import tabular
+from fedpact.common.base_models import file_digest
 from fedpact.common.certificates import fingerprint, load_certificate
 from fedpact.common.errors import AddressError, DataError, PolicyError, RunError, UsageError
-from fedpact.common.model import file_digest
 from fedpact.common.private_files import write_private
 from fedpact.common.study_parties import Sector
 from fedpact.server import home as homes

@@ -29,8 +29,7 @@ from fedpact.client.site import Site
 from fedpact.client.tables import DatasetRow
 from fedpact.client.validation import split
 from fedpact.client.workbench import Workbench
-from fedpact.common import model as models
-from fedpact.common import tabular, tasks
+from fedpact.common import base_models, tabular, tasks
 from fedpact.common.errors import DataError, UsageError
 from fedpact.common.records import EncodedRecords
 from fedpact.common.study import Study
@@ -192,7 +191,7 @@ def _read(what: _Reading) -> tuple[tabular.Table, dict[str, list[str]], EncodedR
     task = tasks.for_study(what.study)
     table = tabular.read(what.data)
     rows = tabular.rows_for(table, task, what.data)
-    processor = models.load_processor(what.study)
+    processor = base_models.load_processor(what.study)
     return table, rows, task.encode(processor, rows, what.max_length)
 
 
