@@ -17,6 +17,7 @@ import _minilm
 from _report import parser, report
 from fedpact.client.batching import micro_batches, poisson_batches
 from fedpact.common import base_models
+from fedpact.common.records import MULTIPLE
 
 Lengths = npt.NDArray[np.int64]
 LOGICAL_BATCH = 512
@@ -42,18 +43,19 @@ def generated_lengths() -> Lengths:
 def main() -> None:
     command_line = parser(__doc__)
     command_line.add_argument("--data", type=Path)
-    command_line.add_argument("--max-tokens", type=int, default=4096)
+    command_line.add_argument("--max-tokens", type=int, default=2048)
     args = command_line.parse_args()
     found = args.data or Path(os.environ.get("FEDPACT_DATA", "")) / "sst2" / "train.csv.gz"
     lengths = lengths_of(found) if found.is_file() else generated_lengths()
+    wide = -(-lengths // MULTIPLE) * MULTIPLE
     rng = np.random.default_rng(0)
     draws = poisson_batches(len(lengths), min(1.0, LOGICAL_BATCH / len(lengths)), rng)
     useful = padded = unsorted = cuts = 0
     for batch in itertools.islice(draws, DRAWS):
-        cut = micro_batches(batch, lengths, args.max_tokens)
+        cut = micro_batches(batch, wide, args.max_tokens)
         as_drawn = np.array_split(batch, len(cut))
         useful += int(lengths[batch].sum())
-        padded += sum(int(len(b) * lengths[b].max()) for b in cut)
+        padded += sum(int(len(b) * wide[b].max()) for b in cut)
         unsorted += sum(int(len(b) * lengths[b].max()) for b in as_drawn)
         cuts += len(cut)
     report(

@@ -22,7 +22,7 @@ TARGET: Final = "labels"
 # draws one more in each step, and mixes it in.
 CHANCE: Final = "labels_chance"
 # Texts are padded to a multiple of it: a CPU compiles its matrix products anew for each shape.
-_MULTIPLE: Final = 4
+MULTIPLE: Final = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +182,7 @@ class EncodedRecords:
     @property
     def multiple(self) -> int:
         """A multiple of how many values a batch is padded to: of text in one row, a few."""
-        return _MULTIPLE if self.values_per_token == 1 and self.window is None else 1
+        return MULTIPLE if self.values_per_token == 1 and self.window is None else 1
 
     @property
     def owners(self) -> IntArray:
