@@ -68,12 +68,13 @@ METHODS: Final = Recipe(
     every=3,
     rates=(0.01, 0.03, 0.1),
 )
+# By SGD: AdamW takes steps of one size, however little of a gradient is not noise.
 METHODS_PRIVATE: Final = replace(
     METHODS,
-    rate=0.2,
-    training={"local_steps": 2, "optimizer": "adamw"},
+    rate=0.15,
+    training={"local_steps": 3, "optimizer": "sgd"},
     every=6,
-    rates=(0.01, 0.03),
+    rates=(1.0, 3.0),
 )
 # Fewer, longer rounds where methods are not what is asked.
 LONGER: Final = replace(
