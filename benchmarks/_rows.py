@@ -74,7 +74,7 @@ METHODS_PRIVATE: Final = replace(
     rate=0.15,
     training={"local_steps": 3, "optimizer": "sgd"},
     every=6,
-    rates=(1.0, 3.0),
+    rates=(3.0, 10.0),
 )
 # Fewer, longer rounds where methods are not what is asked.
 LONGER: Final = replace(
