@@ -88,8 +88,9 @@ TASKS: Final = replace(LONGER, adapter=RANKS.adapter, rate=0.15)
 ROBUST: Final = replace(
     LONGER,
     rounds=4,
-    training={**LONGER.training, "local_steps": 5},
+    training={**LONGER.training, "local_steps": 4},
     adapter={**TWO, "layers_to_transform": [5]},
+    every=4,
 )
 FINE_TUNE_STEPS: Final = 20
 DITTO_LAMBDA: Final = 0.1
