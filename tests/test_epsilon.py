@@ -20,8 +20,8 @@ FILES = [
 # Text with an ε in it, in functions that do not say it all: what else does.
 WORDS = {
     # Descriptions of fields: the δ and the unit are the fields beside it.
-    "study.py:Privacy": "target_delta and unit are the next fields",
-    "study.py:Evaluation": "a share of target_epsilon",
+    "study_learning.py:Privacy": "target_delta and unit are the next fields",
+    "study_parties.py:Evaluation": "a share of target_epsilon",
     "policy.py:Policy": "max_delta is the next field; the ledger has unit and relation",
     "wire.py:UpdateHeader": "the study that its digest names has δ and unit",
     # Help texts and words, without a value.
@@ -44,10 +44,10 @@ WORDS = {
 }
 # Models and tables with a field for an ε, and where they have what belongs to it.
 FIELDS = {
-    "study.py:Evaluation": "a share of target_epsilon",
+    "study_parties.py:Evaluation": "a share of target_epsilon",
     "policy.py:Policy": "max_delta; the relation is the ledger's",
     "wire.py:UpdateHeader": "the study that its digest names",
-    "rounds.py:Answer": "the study",
+    "round_needs.py:Answer": "the study",
     "admission.py:Expected": "the study; never shown",
     "run_tables.py:AnswerRow": "the run's study",
     "ledger_plot.py:Point": "the statement that it is drawn with",

@@ -451,7 +451,8 @@ def test_a_record_loses_the_mean_of_its_tokens_and_perplexity_is_of_all_alike(ti
     for row in range(4):
         batch = records.collate(np.array([row]), pad_id=0, device=CPU)
         loss, output = task.loss(model, batch)
-        theirs = model(**{**batch, "labels": batch.get("labels", batch["input_ids"])}).loss
+        own = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        theirs = model(**{**batch, "labels": batch.get("labels", own)}).loss
         torch.testing.assert_close(loss[0], theirs, atol=1e-5, rtol=1e-4)
         losses.append(float(theirs.detach()) * float(output[0, 2]))
         seen += task.observe(output, batch)

@@ -134,7 +134,9 @@ def spent_once(town: Town, run: str) -> None:
             assert (reservation.settled_steps, reservation.counted_steps) == (STEPS, STEPS)
         spent = town.fed.spent(name, run, DELTA)
         assert spent == accounting.epsilon([r.mechanism for r in found], DELTA)
-        assert spent == answers[updated[-1]].epsilon
+        # An update that was not let go, as after a withdrawal, is paid for and not told.
+        told = [r.mechanism for r in found if r.round <= updated[-1]]
+        assert accounting.epsilon(told, DELTA) == answers[updated[-1]].epsilon
 
 
 def test_studies_go_on_when_the_network_does_and_nothing_is_spent_twice(net, towns):
