@@ -17,7 +17,7 @@ help:  ## this list
 	$(PIP) --editable '.[demo,dev,figures,media,postgres,simulation]'
 	touch $@
 
-demo: .venv/demo.stamp  ## a whole federation on this machine (about five minutes)
+demo: .venv/demo.stamp  ## a whole federation on this machine (about three minutes)
 	.venv/bin/fedpact demo
 
 # Tests run with one thread each, two files at a time; in their order, so that the long ones of
