@@ -80,7 +80,7 @@ class LowerLayers:
 
     def learn(
         self, records: EncodedRecords, indices: IntArray, run: Callable[[IntArray], object]
-    ) -> None:
+    ) -> _States | None:
         """Send those of some records through the lower layers that have not been there yet.
 
         All that a step is about to see at once: a few at a time would take much longer.
@@ -89,13 +89,17 @@ class LowerLayers:
             records: of which some are about to go through the model.
             indices: which, shape [n].
             run: sends some of them through the model, as it is.
+
+        Returns:
+            what is remembered of these records; None where nothing can be.
         """
         if self._stack is None or not self._is_fixed(records):
-            return
+            return None
         key = self._key(records)
         if key in self._too_large:
-            return
-        states = _STATES.get(key)
+            return None
+        if (states := _STATES.get(key)) is not None:
+            _STATES.move_to_end(key)
         unseen = indices if states is None else indices[~states.known[indices]]
         unseen = unseen[np.argsort(records.lengths[unseen], kind="stable")]
         for start in range(0, len(unseen), _MICRO_BATCH):
@@ -103,11 +107,12 @@ class LowerLayers:
             hidden = self._stack.capture(partial(run, rows))
             if hidden is None:
                 self._stack = None
-                return
+                return None
             if states is None and (states := self._make_room(key, records, hidden)) is None:
                 self._too_large.add(key)
-                return
+                return None
             states.put(rows, hidden)
+        return states
 
     @contextmanager
     def remembered(
@@ -120,12 +125,10 @@ class LowerLayers:
 
         Args: as of `learn`, which comes first.
         """
-        self.learn(records, indices, run)
-        states = _STATES.get(key := self._key(records)) if self._stack else None
-        if self._stack is None or states is None or not self._is_fixed(records):
+        states = self.learn(records, indices, run)
+        if self._stack is None or states is None:
             yield
             return
-        _STATES.move_to_end(key)
         width = records.main.width(indices, records.multiple)
         with self._stack.begin_with(states.batch(indices, width)):
             yield
