@@ -21,7 +21,6 @@ from scipy.stats import rankdata
 
 from fedpact.client.trainer import LocalTraining
 from fedpact.client.workbench import Workbench
-from fedpact.common import base_models, evaluation, tasks
 from fedpact.common import model as models
 from fedpact.common.errors import DataError, UsageError
 from fedpact.common.planned import plan
@@ -171,15 +170,7 @@ def _losses_after(
     weights = models.initial_weights(model.module, study.training.seed)
     for _ in range(study.training.rounds):
         weights = weights.plus(model.trainer.train(weights, inside, how, rng).change)
-    models.set_adapter(model.module, weights)
-    found = evaluation.score(
-        model.module,
-        records,
-        tasks.for_study(study),
-        pad_id=base_models.pad_id(model.tokenizer),
-        device=model.device,
-    )
-    return found.losses.astype(float)
+    return model.trainer.score(weights, records).losses.astype(float)
 
 
 def _by_unit(scores: Scores, owners: IntArray) -> Scores:

@@ -235,18 +235,11 @@ class Trainer:
             TrainingError: there was not enough memory.
             ValueError: there are no records.
         """
-        set_adapter(self._model, weights)
-        with memory_errors(), self._arithmetic(precision):
-            return evaluation.evaluate(
-                self._model,
-                records,
-                self._task,
-                pad_id=self._pad_id,
-                device=self._device,
-                lower=self._lower,
-            )
+        return evaluation.metrics(self.score(weights, records, precision), self._task)
 
-    def score(self, weights: Weights, records: EncodedRecords) -> Scores:
+    def score(
+        self, weights: Weights, records: EncodedRecords, precision: Precision = "fp32"
+    ) -> Scores:
         """The same, record by record; there may be no records.
 
         Raises:
@@ -254,7 +247,7 @@ class Trainer:
             TrainingError: there was not enough memory.
         """
         set_adapter(self._model, weights)
-        with memory_errors(), self._arithmetic("fp32"):
+        with memory_errors(), self._arithmetic(precision):
             return evaluation.score(
                 self._model,
                 records,

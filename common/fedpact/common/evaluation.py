@@ -68,9 +68,18 @@ def evaluate(
     Raises:
         ValueError: there are no records.
     """
-    if not len(records):
-        raise ValueError("no records to evaluate on")
     found = score(model, records, task, pad_id=pad_id, device=device, lower=lower)
+    return metrics(found, task)
+
+
+def metrics(found: Scores, task: Task) -> Metrics:
+    """What the scores of some records come to.
+
+    Raises:
+        ValueError: there are no records.
+    """
+    if not len(found.losses):
+        raise ValueError("no records to evaluate on")
     more = task.metrics(found.seen)
     return Metrics(float(found.losses.mean()), float(found.scores.mean()), more)
 
