@@ -5,7 +5,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from _figures import Rule, at_least, best_beyond_spread, best_less, borne, not_below, within
-from _site_figures import SiteRule, personal_matches_alone, shared_beats_alone
+from _site_figures import (
+    SiteRule,
+    joining_is_worth_it,
+    personal_matches_alone,
+    shared_beats_alone,
+)
 from fedpact.simulations.attacks import KINDS as ATTACKS
 from fedpact.simulations.comparison import Variant
 
@@ -81,9 +86,8 @@ LONGER: Final = replace(
     METHODS, training={"local_steps": 8, "optimizer": "adamw", "learning_rate": 0.03}, rates=()
 )
 RANKS: Final = replace(LONGER, adapter={**TWO, "r": 8, "lora_alpha": 8})
-NATURAL: Final = replace(
-    LONGER, rate=0.15, training={**LONGER.training, "local_steps": 4}, rounds=10
-)
+# As PLAIN, where sites are many, and each is trained alone too.
+NATURAL: Final = replace(PLAIN, rounds=40)
 TASKS: Final = replace(LONGER, adapter=RANKS.adapter, rate=0.15)
 ROBUST: Final = replace(
     LONGER,
@@ -219,11 +223,11 @@ def _under_attack() -> Sequence[Variant]:
     ]
 
 
-def _natural(data: Data, epsilon: float | None, spared: int) -> Row:
+def _natural(data: Data, rate: float, epsilon: float | None, spared: int) -> Row:
     rules = (personal_matches_alone(spared), shared_beats_alone)
     return Row(
         data,
-        NATURAL,
+        replace(NATURAL, rate=rate),
         _PERSONAL,
         sites=None,
         partition="column:site",
@@ -272,12 +276,12 @@ ROWS: Final = {
         (Variant("shared"),),
         sites=10,
         partition="dirichlet:0.5",
-        site_rules=(shared_beats_alone,),
+        site_rules=(joining_is_worth_it,),
     ),
-    "medquad-no-dp": _natural(MEDQUAD, None, 1),
-    "medquad-dp": _natural(MEDQUAD, 8.0, 1),
-    "mdsd5-no-dp": _natural(REVIEWS, None, 0),
-    "mdsd5-dp": _natural(REVIEWS, 8.0, 0),
+    "medquad-no-dp": _natural(MEDQUAD, 0.1, None, 1),
+    "medquad-dp": _natural(MEDQUAD, 0.1, 8.0, 1),
+    "mdsd5-no-dp": _natural(REVIEWS, 0.05, None, 0),
+    "mdsd5-dp": _natural(REVIEWS, 0.05, 8.0, 0),
     **{
         name: Row(data, TASKS, _FEDERATED, (within("federated", "central", 1.5),))
         for name, data in (

@@ -5,6 +5,7 @@ Alone is always without DP, as nothing of it leaves: under DP that is the hardes
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from pydantic import BaseModel, ConfigDict
 
@@ -31,6 +32,14 @@ SiteScores = Mapping[str, Mapping[tuple[str, int], Had]]
 with every seed, or else tell the seed."""
 
 SiteRule = Callable[[SiteScores], Sequence[Figure]]
+
+
+def joining_is_worth_it(scores: SiteScores) -> Sequence[Figure]:
+    """On the whole test set, over all sites; with who lost."""
+    figures = shared_beats_alone(scores)
+    return [replace(f, target="> 0", met=f.value > 0) for f in figures[:1]] + [
+        replace(f, target="", met=None) for f in figures[1:]
+    ]
 
 
 def shared_beats_alone(scores: SiteScores) -> Sequence[Figure]:

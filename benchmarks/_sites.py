@@ -23,7 +23,8 @@ from rich.console import Console
 
 from _site_figures import ALONE, SHARED, Had, SiteScores
 from fedpact.client.personal import RunFolder
-from fedpact.client.worth import Bench, read_adapter, read_records
+from fedpact.client.worth import Bench, read_records
+from fedpact.common import model as models
 from fedpact.common import tabular
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import FedpactError
@@ -216,7 +217,7 @@ def _had(
     test = cell.folder_of_study / (cell.study.evaluation.data or "")
     every = read_records(test, study, workbench)
     own = _own(test, cell.partition)
-    model, sent = workbench.model(study), read_adapter(Path(view.adapter))
+    model, sent = workbench.model(study), models.load_peft(Path(view.adapter))
 
     def scores(adapter: Weights, rows: Indices) -> npt.NDArray[np.float32]:
         return model.trainer.score(adapter, every.select(rows)).scores

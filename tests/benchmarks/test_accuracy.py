@@ -11,7 +11,14 @@ from rich.console import Console
 
 from _figures import at_least, best_beyond_spread, borne, not_below, within
 from _rows import ROWS, RULES
-from _site_figures import ALONE, SHARED, Had, personal_matches_alone, shared_beats_alone
+from _site_figures import (
+    ALONE,
+    SHARED,
+    Had,
+    joining_is_worth_it,
+    personal_matches_alone,
+    shared_beats_alone,
+)
 from _sites import plan, run, scores_of
 from _study import prepare, study_of
 from fedpact.common import study, study_check, tabular
@@ -157,6 +164,13 @@ def test_losers_are_named_and_the_gain_is_on_the_whole_test_set():
     assert gain.value == pytest.approx((15 - 5) / 2)
     assert (won.value, won.met) == (1, False)
     assert "(not Ost)" in won.what
+    gain, won = joining_is_worth_it(scores)
+    assert (gain.value, gain.met) == (pytest.approx((15 - 5) / 2), True)
+    assert (won.value, won.met) == (1, None)
+    assert "(not Ost)" in won.what
+    worse = {ALONE: scores[SHARED], SHARED: scores[ALONE]}
+    assert not joining_is_worth_it(worse)[0].met
+    assert joining_is_worth_it({ALONE: scores[ALONE]}) == []
 
 
 def test_a_personal_adapter_is_held_to_alone_on_the_sites_own_records():

@@ -281,6 +281,21 @@ def test_an_aggregation_that_cannot_work_is_shown_where_it_stands(tmp_path):
     assert problem.startswith("line 23: aggregation: `robust` needs a method")
 
 
+@pytest.mark.parametrize(
+    ("sections", "why"),
+    [
+        ({"adapter": {"start_sha256": "0" * 64}}, "needs `start`"),
+        (
+            {"adapter": {"start": "warm-up"}, "personalisation": {"method": "private-head"}},
+            "`adapter.start` cannot go with",
+        ),
+    ],
+)
+def test_a_start_that_would_begin_nothing_or_half_is_refused(sections, why):
+    with pytest.raises(ValueError, match=why):
+        a_study(**sections)
+
+
 LEAVE_ONE_OUT = {"contributions": "leave-one-out", "data": "public.csv"}
 
 

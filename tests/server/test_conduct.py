@@ -4,12 +4,13 @@ import numpy as np
 import peft
 import pytest
 import torch
+from numpy.testing import assert_array_equal
 from safetensors.numpy import load_file
 from transformers import AutoModelForSequenceClassification
 
 from fedpact.common import base_models, tasks
 from fedpact.common import model as models
-from fedpact.common.adapter import Weights
+from fedpact.common.adapter import ADAPTER, Weights
 from fedpact.common.database import open_database
 from fedpact.common.errors import DataError, ModelError, RunError, StorageError
 from fedpact.common.evaluation import evaluate
@@ -49,6 +50,10 @@ def study(tiny, tmp_path):
     test_set = write_data(tmp_path / "public.csv", records=90, seed=7)
     evaluation = {"data": test_set.name, "sha256": base_models.file_digest(test_set)}
     return tiny.study(evaluation=evaluation)
+
+
+def no_site(_packet):
+    raise AssertionError("no site is to be asked")
 
 
 def run_of(engine, study, tmp_path, site=drawn, **how):
@@ -220,6 +225,38 @@ def test_a_run_that_cannot_begin_says_why(engine, tiny, tmp_path, changes, error
     (view,) = runs.list_runs(engine)
     assert (view.status, view.rounds, view.adapter) == ("failed", (), "")
     assert view.message == str(raised.value)
+
+
+def test_a_run_begins_with_the_adapter_that_the_study_names(engine, study, tiny, tmp_path):
+    _, before = run_of(engine, study, tmp_path)
+    sha256 = base_models.file_digest(before / ADAPTER)
+    start = {"start": str(before.relative_to(tmp_path)), "start_sha256": sha256}
+    seen = []
+
+    def site(packet):
+        seen.append(liar.Asked.of(packet).adapter)
+        return drawn(packet)
+
+    run_of(engine, tiny.study(adapter=start, training={"rounds": 1}), tmp_path, site)
+    assert_array_equal(seen[0].flat, Weights.load(before / ADAPTER).flat)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"start": "nowhere"}, "no adapter in"),
+        ({"start_sha256": "0" * 64}, "not the SHA-256"),
+        ({"r": 1}, "does not fit"),
+        ({"target_modules": ["key"]}, "does not fit"),
+    ],
+)
+def test_a_start_that_is_not_the_studys_begins_nothing(
+    engine, study, tiny, tmp_path, change, sentence
+):
+    _, before = run_of(engine, study, tmp_path)
+    other = tiny.study(adapter={"start": str(before), **change})
+    with pytest.raises(DataError, match=sentence):
+        run_of(engine, other, tmp_path, no_site)
 
 
 def test_a_run_that_fails_on_the_way_says_why(engine, study, tmp_path):

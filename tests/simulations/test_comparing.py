@@ -4,17 +4,20 @@ import json
 import shutil
 from io import StringIO
 
+import numpy as np
 import pytest
 import tomli_w
 from pyarrow import parquet
 from rich.console import Console
 
 from fedpact.common import tabular
+from fedpact.common.adapter import ADAPTER, Weights
 from fedpact.common.database import open_database, sqlite_url
 from fedpact.common.errors import StudyError, UsageError
 from fedpact.server import runs
 from fedpact.server.home import MIGRATIONS
 from fedpact.simulations import comparison, held_out
+from fedpact.simulations.cells import Cell
 from fedpact.simulations.simulate import Simulation, simulate
 from support.comparisons import ROUNDS, SITES, prepare, run
 from support.persons import person_sections, write_persons
@@ -37,6 +40,18 @@ def test_each_variant_has_each_seed(compared):
     assert [sorted(v.scores) for v in result.variants] == [[0, 1], [0, 1]]
     assert not result.failures
     assert len(said.splitlines()) == 4  # without a terminal a line for each cell
+
+
+def test_a_cell_with_another_start_is_another_cell(tiny, tmp_path):
+    prepare(tiny, tmp_path)
+    study = tiny.study(adapter={"start": "start"}, evaluation={"data": "public.csv"})
+    cell = Cell("one", study, tmp_path, tmp_path / "data.csv", "iid", SITES, 0)
+    (tmp_path / "start").mkdir()
+    found = set()
+    for head in np.eye(3):
+        Weights.from_tensors({"head": head}).save(tmp_path / "start" / ADAPTER)
+        found.add(cell.identity)
+    assert len(found) == 3
 
 
 def test_a_cell_is_the_simulation_of_its_study_and_seed(compared, tiny, tmp_path):

@@ -103,6 +103,25 @@ def test_without_privacy_the_sites_learn(run, study_file, tiny):
     assert {site.epsilon for site in result.sites} == {None}
 
 
+def test_a_study_goes_on_from_what_was_learned_on_public_data(run, study_file, tiny, tmp_path):
+    public = {
+        "training": {"rounds": 3, "local_steps": 10},
+        "privacy": {"mechanism": "none"},
+        "evaluation": {"data": "public.csv"},
+    }
+    tiny.write_study(study_file, **public)
+    learned, _ = run(sites=1)
+    tiny.write_study(
+        study_file,
+        training={"rounds": 1, "local_steps": 1, "learning_rate": 1e-6},
+        adapter={"start": str(Path(learned.adapter).relative_to(tmp_path))},
+        evaluation={"data": "public.csv"},
+    )
+    started, _ = run()
+    assert started.rounds[0].loss == pytest.approx(learned.rounds[-1].loss, abs=1e-3)
+    assert started.rounds[0].loss < learned.rounds[0].loss
+
+
 def test_the_study_stays_what_it_is_but_for_the_sites(run, study_file):
     _, view = run()
     asked = studies.load(study_file)

@@ -122,6 +122,6 @@ def _bench(folder: Path, run: str) -> "tuple[Bench, Kept, EncodedRecords]":
 
 
 def _shared(folder: Path | None, kept: "Kept") -> "Weights":
-    from fedpact.client.worth import read_adapter
+    from fedpact.common import model as models
 
-    return kept.shared if folder is None else read_adapter(folder)
+    return kept.shared if folder is None else models.load_peft(folder)

@@ -1,8 +1,8 @@
 """Was it worth joining? A site's answer, measured here on its own records; none of it leaves.
 
-Alone is the same study with nobody else: the same rounds, steps and optimiser, from the same
-first values, at the site's own rank, on its own training records. Nothing of it leaves, so it needs no noise
-and costs no budget; with noise it says what DP costs the site by itself.
+Alone is the same study with nobody else: the same rounds, steps and optimiser, from the seed's
+first values, at the site's own rank, on its own training records. Nothing of it leaves, so it needs
+no noise and costs no budget; with noise it says what DP costs the site by itself.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from fedpact.client.workbench import Workbench
 from fedpact.common import model as models
 from fedpact.common import tabular, tasks
 from fedpact.common.adapter import Weights
-from fedpact.common.errors import DataError, StudyError, UsageError, WireError
+from fedpact.common.errors import StudyError, UsageError
 from fedpact.common.evaluation import Scores
 from fedpact.common.planned import plan
 from fedpact.common.records import EncodedRecords
@@ -157,15 +157,3 @@ def read_records(path: Path, study: Study, workbench: Workbench) -> EncodedRecor
     task = tasks.for_study(study)
     rows = tabular.rows_for(tabular.read(path), task, path, public=True)
     return task.encode(workbench.model(study).tokenizer, rows, study.training.max_length)
-
-
-def read_adapter(folder: Path) -> Weights:
-    """A run's adapter from the folder in which PEFT would look for it.
-
-    Raises:
-        DataError: it is not there.
-    """
-    try:
-        return Weights.load(folder / models.ADAPTER)
-    except (OSError, WireError) as error:
-        raise DataError(f"There is no adapter in {folder}.") from error

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from fedpact.common.errors import WireError
 
 _ORDER = "fedpact.order"
+ADAPTER = "adapter_model.safetensors"  # as PEFT calls it
 
 FloatArray = npt.NDArray[np.float32]
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from fedpact.common import tasks
 from fedpact.common.adapter import (
+    ADAPTER,
     LORA_A,
     LORA_B,
     RESIDUAL_A,
@@ -24,14 +25,13 @@ from fedpact.common.adapter import (
     Weights,
     first_values,
 )
-from fedpact.common.base_models import first_line, locate
-from fedpact.common.errors import ModelError
+from fedpact.common.base_models import file_digest, first_line, locate
+from fedpact.common.errors import DataError, ModelError, WireError
 from fedpact.common.pooling import MeanPooled, Pooling, lora_targets
 from fedpact.common.study import Study
 
 Precision = Literal["fp32", "bf16"]
 _OWN_WEIGHT = "_fedpact_own_weight"  # of a layer to whose weight a residual was added
-ADAPTER = "adapter_model.safetensors"
 _POSITIONS = ("position_embeddings", "wpe")  # as BERT and GPT-2 call them
 
 
@@ -323,6 +323,50 @@ def initial_weights(model: nn.Module, seed: int) -> Weights:
     shapes = {n: tuple(p.shape) for n, p in adapter_parameters(model).items()}
     manifest = Manifest(tuple(shapes), tuple(shapes.values()))
     return first_values(manifest, np.random.default_rng(seed))
+
+
+def first_weights(model: nn.Module, study: Study, folder: Path) -> Weights:
+    """What the first round begins with: the study's own start, or else `initial_weights`.
+
+    Args:
+        model: has the study's adapter.
+        study: whose `[adapter] start` is read.
+        folder: of the study file.
+
+    Raises:
+        DataError: the start is not there, has another SHA-256 than the study says, or is not of an
+            adapter like the study's.
+    """
+    initial = initial_weights(model, study.training.seed)
+    if study.adapter.start is None:
+        return initial
+    start = folder / study.adapter.start
+    given = load_peft(start)
+    if study.adapter.start_sha256 not in (None, file_digest(start / ADAPTER)):
+        raise DataError(
+            f"The adapter in {start} has not the SHA-256 that the study says.",
+            advice="Get the one that was agreed on, or agree on this one.",
+        )
+    try:
+        require_fit(model, given.manifest)
+        return initial.overlaid(given)
+    except (ModelError, WireError) as error:
+        raise DataError(
+            f"The adapter in {start} does not fit the study's.",
+            advice="It must have the same base model, [adapter] and number of labels.",
+        ) from error
+
+
+def load_peft(folder: Path) -> Weights:
+    """The values in a folder that `save_peft` wrote.
+
+    Raises:
+        DataError: there are none.
+    """
+    try:
+        return Weights.load(folder / ADAPTER)
+    except (OSError, WireError) as error:
+        raise DataError(f"There is no adapter in {folder}.") from error
 
 
 def save_peft(folder: Path, weights: Weights, study: Study) -> None:

@@ -166,6 +166,11 @@ class Study(Section):
     def _can_be_personal(self) -> None:
         """Something is shared, something is kept, and what is kept can be trained."""
         personal, method = self.personalisation, self.personalisation.method
+        if personal.keeps_tensors and self.adapter.start is not None:
+            raise ValueError(
+                f"`adapter.start` cannot go with `personalisation.method` {method}: what sites keep "
+                "begins at the seed's values, without what the shared tensors were trained with"
+            )
         unlike = any(one.r not in (None, self.adapter.r) for one in self.institutions)
         if method != "none" and (self.aggregation.adds_to_base or unlike):
             raise ValueError(

@@ -53,6 +53,22 @@ class Adapter(Section):
         default=("classifier",),
         description="Layers trained in full: the head, by default what the task calls it.",
     )
+    start: Word | None = Field(
+        default=None,
+        description="A folder with the adapter that the first round begins with, such as one trained on "
+        "public data; a path next to the coordinator's study file. Without it, B and the head begin at "
+        "zero.",
+    )
+    start_sha256: Digest | None = Field(
+        default=None,
+        description="SHA-256 that its `adapter_model.safetensors` must have.",
+    )
+
+    @model_validator(mode="after")
+    def _digest_is_of_something(self) -> Self:
+        if self.start_sha256 is not None and self.start is None:
+            raise ValueError("`start_sha256` needs `start`")
+        return self
 
 
 class Training(Section):

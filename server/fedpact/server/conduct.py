@@ -83,7 +83,7 @@ def _conduct(
         conductor = Conductor(
             study, run, exchange, record, terms, measure, rng or SecureRandom()
         )
-        first = models.initial_weights(model, study.training.seed)
+        first = models.first_weights(model, study, folder)
         first = first.select(study.shared(first.manifest.names))
         weights = conductor.conduct(first)
         with disk_errors():

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Engine, select
 
 from fedpact.common import identity
+from fedpact.common.adapter import ADAPTER
 from fedpact.common.base_models import file_digest
 from fedpact.common.database import disk_errors
 from fedpact.common.errors import RunError, TrustError, UsageError, WireError
@@ -27,7 +28,7 @@ from fedpact.server.card import card
 from fedpact.server.tables import Institution, transaction
 
 DOCUMENT, CARD = "release.json", "README.md"
-_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+_ADAPTER = ("adapter_config.json", ADAPTER)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sqlalchemy import Engine
 
 from fedpact.common import tabular, wire
+from fedpact.common.adapter import ADAPTER
 from fedpact.common.database import disk_errors
 from fedpact.common.errors import FedpactError, UsageError
 from fedpact.common.study import Study
@@ -68,11 +69,14 @@ class Cell:
     @property
     def identity(self) -> str:
         """SHA-256 of all that the result depends on, but for the machine."""
-        test_set = self.folder_of_study / (self.study.evaluation.data or "")
+        study = self.study
+        files = [self.data, self.folder_of_study / (study.evaluation.data or "")]
+        if study.adapter.start is not None:
+            files.append(self.folder_of_study / study.adapter.start / ADAPTER)
         parts = (
-            *(fedpact_version(), self.variant, self.study.canonical(), self.partition),
+            *(fedpact_version(), self.variant, study.canonical(), self.partition),
             *(str(self.sites), str(self.seed), self.attack, self.measure),
-            *map(tabular.content_digest, (self.data, test_set)),
+            *map(tabular.content_digest, files),
         )
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

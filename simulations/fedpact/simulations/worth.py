@@ -7,7 +7,8 @@ import numpy as np
 
 from fedpact.client.personal import RunFolder
 from fedpact.client.validation import split
-from fedpact.client.worth import Bench, read_adapter, read_records
+from fedpact.client.worth import Bench, read_records
+from fedpact.common import model as models
 from fedpact.common import tabular
 from fedpact.common.database import disk_errors
 from fedpact.common.errors import RunError, UsageError
@@ -71,7 +72,7 @@ def worth_of(
     study, workbench = view.study, seeded_workbench(seed)
     if not view.adapter:
         raise RunError(f"The run {view.id} has no adapter.")
-    shared = read_adapter(Path(view.adapter))
+    shared = models.load_peft(Path(view.adapter))
     public = public_test_set(study, study_folder)
     own: Mapping[str, EncodedRecords] = {}
     if test is not None:
