@@ -197,6 +197,17 @@ def test_a_second_adapter_is_pulled_towards_the_shared_one(house):
     assert 0 < tight < loose / 3
 
 
+@pytest.mark.parametrize("sections", [DITTO, FINE_TUNE])
+def test_a_second_adapter_may_be_trained_at_a_rate_of_its_own(run, tmp_path, sections):
+    def moved(folder: str, **own: object) -> float:
+        changed = {"personalisation": {**sections["personalisation"], **own}}
+        place, _ = run(changed, "personal", "export", RUN, str(tmp_path / folder))
+        found = Weights.load(tmp_path / folder / "adapter_model.safetensors")
+        return float(np.linalg.norm(found.flat - place.kept(2).shared.flat))
+
+    assert moved("slow", optimizer="sgd", learning_rate=1e-6) < 0.01 * moved("usual")
+
+
 def test_each_round_pulls_a_second_adapter_towards_what_was_received_for_it(house):
     """Not to what an earlier round had, and not to where the second adapter itself starts."""
     place = house(
@@ -265,12 +276,25 @@ def test_what_a_run_is_called_leads_nowhere_else(tmp_path, tiny, name):
         ({"personalisation": {"ditto_lambda": 1.0}}, "`ditto_lambda` is for"),
         ({"personalisation": {"method": "fine-tune"}}, "`steps` is for"),
         ({"personalisation": {"method": "private-head", "share_head": True}}, "`share_head`"),
+        ({"personalisation": {"method": "private-head", "optimizer": "sgd"}}, "`optimizer`"),
+        ({"personalisation": {"learning_rate": 0.1}}, "`learning_rate`"),
         ({**PRIVATE_HEAD, "adapter": {"modules_to_save": []}}, "needs a head"),
         ({**DITTO, "aggregation": {"method": "fedsvd"}}, "another basis"),
         (
             {
                 "personalisation": {"method": "ditto", "ditto_lambda": 60.0},
                 "training": {"optimizer": "sgd"},
+            },
+            "further back than it came",
+        ),
+        (
+            {
+                "personalisation": {
+                    "method": "ditto",
+                    "ditto_lambda": 2.0,
+                    "optimizer": "sgd",
+                    "learning_rate": 0.6,
+                },
             },
             "further back than it came",
         ),

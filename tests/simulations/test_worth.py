@@ -97,6 +97,26 @@ def test_run_report_shows_and_draws_it(run, tmp_path):
     assert found["public"] == [None] * 5
 
 
+def test_alone_has_the_coordinators_optimiser_too(tiny, tmp_path):
+    """A federation of one learns what its one site would have learned alone."""
+    data = write(tmp_path / "data.csv", [(*row, "Nord") for row in some_rows(100)])
+    test = write(tmp_path / "test.csv", [(*row, "Nord") for row in some_rows(100, 2)])
+    study = tiny.write_study(
+        tmp_path / "study.toml",
+        training={"rounds": 12, "local_steps": 1, "optimizer": "sgd", "learning_rate": 0.01},
+        privacy={"mechanism": "none"},
+        aggregation={"server_optimizer": "adam", "server_learning_rate": 0.1},
+        institutions=[],
+    )
+    asked = Simulation(
+        study, data=data, sites=1, folder=tmp_path / "run", alone="plain", test=test
+    )
+    simulate(asked, Console(file=StringIO()))
+    (site,) = read_worth(tmp_path / "run").sites
+    assert site.public.alone.loss == pytest.approx(site.public.shared.loss, rel=1e-5)
+    assert site.public.alone.loss < 0.6  # so small a learning rate alone would leave it at 0.69
+
+
 def test_a_folder_without_a_simulation_is_said(tmp_path):
     found = CliRunner().invoke(app, ["run", "report", "--simulation", str(tmp_path)])
     assert isinstance(found.exception, UsageError)

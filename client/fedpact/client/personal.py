@@ -175,15 +175,18 @@ def after_round(
         return None
     before = kept.personal if kept is not None else None
     try:
-        return workbench.train_apart(
+        own = before or start
+        change = workbench.train_apart(
             study,
             institution,
-            before or start,
+            own,
             records,
             steps=study.training.local_steps,
+            training=personal.training(study.training),
             anchor=start,
             pull=personal.ditto_lambda,
         )
+        return own.plus(change)
     except (DataError, TrainingError) as error:
         # A refusal would tell the coordinator of what was trained without noise.
         log.warning("the personal adapter stays as it was: %s", error)

@@ -200,7 +200,7 @@ class Trainer:
         Raises:
             ModelError: `received` does not fit the model.
             DataError: there are no records, or it is not known whose they are.
-            TrainingError: training changed nothing, gave a value that is not finite, or
+            TrainingError: private training changed nothing, training gave a value that is not finite, or
                 there was not enough memory.
         """
         if not len(records):
@@ -338,7 +338,9 @@ class Trainer:
                 "Training gave values that are not finite.",
                 advice="Take a smaller learning_rate.",
             )
-        if how.steps and how.learning_rate and not change.flat.any():
+        # Without noise there is nothing to change where every record is fitted already.
+        takes_steps = how.mechanism is not None and how.steps and how.learning_rate
+        if takes_steps and not change.flat.any():
             raise TrainingError("Training changed nothing in the adapter.")
         return change
 

@@ -21,6 +21,7 @@ from fedpact.common.mechanism import GaussianRelease, SubsampledGaussian
 from fedpact.common.randomness import Randomness, SecureRandom
 from fedpact.common.records import EncodedRecords
 from fedpact.common.study import Study
+from fedpact.common.study_learning import Training
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,32 +186,37 @@ class Workbench:
         records: EncodedRecords,
         *,
         steps: int,
+        training: Training | None = None,
         anchor: Weights | None = None,
         pull: float = 0.0,
     ) -> Weights:
         """Train an adapter WITHOUT NOISE, which must not leave. `fit` has made the model ready.
 
         Args:
-            study: whose optimiser, learning rate and batch size are taken.
+            study: whose batch size is taken.
             institution: this one.
             start: a whole adapter.
             records: to train on.
             steps: how many.
+            training: whose optimiser and learning rate are taken; the study's by default.
             anchor: what the adapter is pulled to; `start` by default.
             pull: how strongly.
 
         Returns:
-            the whole adapter after it.
+            what it changed.
 
         Raises:
             FedpactError: as `Trainer.train`.
         """
-        model = self.model(study)
+        model, training = self.model(study), training or study.training
         how = replace(
-            LocalTraining.plain(study, institution, model.device), steps=steps, proximal=pull
+            LocalTraining.plain(study, institution, model.device),
+            steps=steps,
+            optimizer=training.optimizer,
+            learning_rate=training.learning_rate,
+            proximal=pull,
         )
-        trained = model.trainer.train(start, records, how, self._rng, anchor)
-        return start.plus(trained.change)
+        return model.trainer.train(start, records, how, self._rng, anchor).change
 
     def measure(
         self, study: Study, weights: Weights, records: EncodedRecords

@@ -1,8 +1,8 @@
 """Was it worth joining? A site's answer, measured here on its own records; none of it leaves.
 
-Alone is the same study with nobody else: the same rounds, steps and optimiser, from the seed's
-first values, at the site's own rank, on its own training records. Nothing of it leaves, so it needs
-no noise and costs no budget; with noise it says what DP costs the site by itself.
+Alone is the same study with nobody else: the same rounds, steps and optimisers, the coordinator's
+too, from the seed's first values, at the site's own rank, on its own training records. Nothing of it
+leaves, so it needs no noise and costs no budget; with noise it says what DP costs the site by itself.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from pathlib import Path
 from fedpact.client.personal import Kept, whole
 from fedpact.client.workbench import Workbench
 from fedpact.common import model as models
-from fedpact.common import tabular, tasks
+from fedpact.common import server_optimizer, tabular, tasks
 from fedpact.common.adapter import Weights
 from fedpact.common.errors import StudyError, UsageError
 from fedpact.common.evaluation import Scores
@@ -52,13 +52,14 @@ class Bench:
         if private and mechanism is None:
             raise StudyError(f"The study {study.study.name} has no noise to train alone with.")
         weights = bench.model(study).first.of_rank(study.rank(self.institution))
+        state: Weights | None = None
         for number in range(1, study.training.rounds + 1):
             bench.fit(study, self.institution, self._shared(weights), number)
             if mechanism is not None:
                 found = bench.train(study, self.institution, weights, self.training, mechanism)
-                weights = weights.plus(found.change)
+                change = found.change
             else:
-                weights = bench.train_apart(
+                change = bench.train_apart(
                     study,
                     self.institution,
                     weights,
@@ -66,6 +67,9 @@ class Bench:
                     steps=study.training.local_steps,
                     pull=study.training.proximal_mu,
                 )
+            if study.aggregation.server_optimizer != "none":
+                change, state = server_optimizer.step(study.aggregation, change, state)
+            weights = weights.plus(change)
         return weights
 
     def personal(self, shared: Weights, kept: Kept | None) -> Weights | None:
@@ -87,9 +91,15 @@ class Bench:
         self.workbench.fit(
             study, self.institution, self._shared(adapter), study.training.rounds
         )
-        return self.workbench.train_apart(
-            study, self.institution, adapter, self.training, steps=asked.steps
+        change = self.workbench.train_apart(
+            study,
+            self.institution,
+            adapter,
+            self.training,
+            steps=asked.steps,
+            training=asked.training(study.training),
         )
+        return adapter.plus(change)
 
     def worth(
         self,

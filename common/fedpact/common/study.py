@@ -178,7 +178,8 @@ class Study(Section):
                 "unlike ranks: what a site has kept would be of other weights or another shape"
             )
         if personal.ditto_lambda is not None:
-            self.training.require_stable("personalisation.ditto_lambda", personal.ditto_lambda)
+            own = personal.training(self.training)
+            own.require_stable("personalisation.ditto_lambda", personal.ditto_lambda)
         if method == "ditto" and self.aggregation.method not in (
             "ffa-lora",
             "rolora",

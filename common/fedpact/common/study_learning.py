@@ -133,7 +133,7 @@ class Training(Section):
         """
         if self.optimizer == "sgd" and pull * self.learning_rate > 1:
             raise ValueError(
-                f"`{key}` times `training.learning_rate` is above 1: with sgd each step would go "
+                f"`{key}` times the learning rate is above 1: with sgd each step would go "
                 "further back than it came"
             )
 

@@ -5,6 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from fedpact.common.study_learning import Training
 from fedpact.common.study_words import MAX_STEPS
 from fedpact.common.task_section import Section
 
@@ -189,12 +190,26 @@ class Personalisation(Section):
         le=MAX_STEPS,
         description="Steps that fine-tune takes after the run.",
     )
+    optimizer: Literal["sgd", "adamw"] | None = Field(
+        default=None,
+        description="Optimiser of the second adapter, of ditto and fine-tune; by default "
+        "`training.optimizer`.",
+    )
+    learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        description="Its learning rate; by default `training.learning_rate`, which under a server "
+        "optimiser is seldom one to train by itself with.",
+    )
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> Self:
         for key, method in (("ditto_lambda", "ditto"), ("steps", "fine-tune")):
             if (getattr(self, key) is not None) != (self.method == method):
                 raise ValueError(f"`{key}` is for `method` {method}, which needs it")
+        for key in ("optimizer", "learning_rate"):
+            if getattr(self, key) is not None and self.method not in ("ditto", "fine-tune"):
+                raise ValueError(f"`{key}` is for `method` ditto and fine-tune alone")
         if self.share_head and self.method != "fedsa-lora":
             raise ValueError("`share_head` is for `method` fedsa-lora alone")
         return self
@@ -203,6 +218,11 @@ class Personalisation(Section):
     def keeps_tensors(self) -> bool:
         """Whether sites keep tensors of the adapter: what is shared is no whole adapter then."""
         return self.method in ("private-head", "fedsa-lora")
+
+    def training(self, of_site: Training) -> Training:
+        """How the second adapter is trained: as the site trains, but for what is said here."""
+        own = {"optimizer": self.optimizer, "learning_rate": self.learning_rate}
+        return of_site.model_copy(update={k: v for k, v in own.items() if v is not None})
 
     def shares(self, tensor: str) -> bool:
         """Whether a tensor of the adapter is shared; any other is never sent, either way."""
