@@ -88,7 +88,14 @@ LONGER: Final = replace(
 RANKS: Final = replace(LONGER, adapter={**TWO, "r": 8, "lora_alpha": 8})
 # As PLAIN, where sites are many, and each is trained alone too.
 NATURAL: Final = replace(PLAIN, rounds=40)
-TASKS: Final = replace(LONGER, adapter=RANKS.adapter, rate=0.15)
+TASKS: Final = replace(
+    LONGER,
+    rounds=10,
+    rate=0.15,
+    training={**LONGER.training, "learning_rate": 0.01},
+    adapter=RANKS.adapter,
+    every=10,
+)
 ROBUST: Final = replace(
     LONGER,
     rounds=4,
@@ -101,6 +108,9 @@ APART: Final[Section] = {
     "personalisation.optimizer": "adamw",
     "personalisation.learning_rate": 0.03,
 }
+# Few steps at a small ε, with and without a start from public data, and what trains this start.
+SHORT: Final = replace(PRIVATE, rounds=20, adapter=TWO, every=5)
+ON_PUBLIC: Final = replace(SHORT, rate=0.02, every=None)
 FINE_TUNE_STEPS: Final = 40
 DITTO_LAMBDA: Final = 0.1
 
@@ -147,6 +157,8 @@ class Row:
         tune: whether each variant chooses its learning rate first.
         site_rules: what the figures are where every site is measured, alone too; `rules` is
             empty then, and the first variant's run gives the shared adapter.
+        start: public data, and how `start` beside the study is trained on them without DP, for
+            variants that begin with it.
     """
 
     data: Data
@@ -158,6 +170,7 @@ class Row:
     epsilon: float | None = None
     tune: bool = False
     site_rules: tuple[SiteRule, ...] = ()
+    start: tuple[Data, Recipe] | None = None
 
 
 def _methods(*names: str) -> tuple[Variant, ...]:
@@ -259,6 +272,14 @@ ROWS: Final = {
         _FEDERATED,
         (at_least("central", 83), within("federated", "central", 1.5)),
         epsilon=8.0,
+    ),
+    "public-start": Row(
+        SST2,
+        SHORT,
+        (Variant("from zero"), Variant("from public data", {"adapter.start": "start"})),
+        (best_less("from zero"),),
+        epsilon=2.0,
+        start=(REVIEWS, ON_PUBLIC),
     ),
     "dirichlet-no-dp": Row(
         EMOTION,

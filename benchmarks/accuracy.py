@@ -26,6 +26,7 @@ from _figures import Figure, Scores, ranked
 from _report import Value, parser, report
 from _rows import ROWS, Row
 from _site_figures import ALONE, Had, SiteScores
+from _start import train_start
 from _study import DELTA, Files, prepare
 from fedpact.common import study_check
 from fedpact.simulations import comparison, comparison_report
@@ -63,6 +64,7 @@ def main() -> None:
         print(f"accuracy: --only is none of {', '.join(v.name for v in row.variants)}")
         return
     folder = args.folder / args.row
+    train_start(row, Path(args.data), folder)
     files = prepare(row, Path(args.data) / row.data.folder, folder, args.records, args.rounds)
     variants = [files.with_batch(variant) for variant in variants]
     measure = measure_sites if row.site_rules else measure_variants

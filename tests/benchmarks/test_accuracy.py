@@ -2,15 +2,18 @@
 
 import csv
 import gzip
+from dataclasses import replace
 from io import StringIO
 from itertools import cycle
 
+import numpy as np
 import pytest
 import tomli_w
 from rich.console import Console
 
+import _study
 from _figures import at_least, best_beyond_spread, borne, not_below, within
-from _rows import ROWS, RULES
+from _rows import ROWS, RULES, Data
 from _site_figures import (
     ALONE,
     SHARED,
@@ -20,11 +23,13 @@ from _site_figures import (
     shared_beats_alone,
 )
 from _sites import plan, run, scores_of
+from _start import train_start
 from _study import prepare, study_of
 from fedpact.common import study, study_check, tabular
+from fedpact.common.adapter import Weights
 from fedpact.simulations import comparison
 from fedpact.simulations.cells import Cell
-from support.tiny_bert import LABELS, some_rows
+from support.tiny_bert import LABELS, some_rows, write_data
 
 SITES = ("Nord", "Ost")
 
@@ -92,6 +97,23 @@ def test_the_same_row_is_written_the_same_so_that_it_goes_on(tmp_path):
     assert again == files
     assert [f.read_bytes() for f in (again.study, again.training, again.test)] == before
     assert study.load(files.study).privacy.target_epsilon == 8
+
+
+def test_a_start_is_trained_once_on_public_data_and_without_noise(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(_study, "BASE", str(tiny.folder))
+    recipe = replace(ROWS["public-start"].recipe, rounds=2, adapter={"r": 2}, training={})
+    row = replace(
+        ROWS["public-start"], recipe=recipe, start=(Data("sst2", 12, suffix=".csv"), recipe)
+    )
+    (tmp_path / "sst2").mkdir()
+    write_data(tmp_path / "sst2" / "train.csv", records=40)
+    train_start(row, tmp_path, tmp_path / "row")
+    made = tmp_path / "row" / "start" / "adapter_model.safetensors"
+    before = made.stat()
+    assert np.abs(Weights.load(made).flat).max() > 0
+    assert not study.load(tmp_path / "row" / "start.toml").is_private
+    train_start(row, tmp_path, tmp_path / "row")
+    assert made.stat() == before
 
 
 # Figures
