@@ -88,12 +88,11 @@ LONGER: Final = replace(
 RANKS: Final = replace(LONGER, adapter={**TWO, "r": 8, "lora_alpha": 8})
 # As PLAIN, where sites are many, and each is trained alone too.
 NATURAL: Final = replace(PLAIN, rounds=40)
+ENTITIES: Final = replace(LONGER, adapter=RANKS.adapter, rate=0.15)
 TASKS: Final = replace(
-    LONGER,
+    ENTITIES,
     rounds=10,
-    rate=0.15,
     training={**LONGER.training, "learning_rate": 0.01},
-    adapter=RANKS.adapter,
     every=10,
 )
 ROBUST: Final = replace(
@@ -317,11 +316,11 @@ ROWS: Final = {
     "mdsd5-no-dp": _natural(REVIEWS, 0.05, None, 0),
     "mdsd5-dp": _natural(REVIEWS, 0.05, 8.0, 0),
     **{
-        name: Row(data, TASKS, _FEDERATED, (within("federated", "central", 1.5),))
-        for name, data in (
-            ("hallmarks", HALLMARKS),
-            ("xquad", QUESTIONS),
-            ("ncbi", DISEASES),
+        name: Row(data, recipe, _FEDERATED, (within("federated", "central", 1.5),))
+        for name, data, recipe in (
+            ("hallmarks", HALLMARKS, TASKS),
+            ("xquad", QUESTIONS, TASKS),
+            ("ncbi", DISEASES, ENTITIES),
         )
     },
     "mixed-ranks": Row(
