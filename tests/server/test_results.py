@@ -150,6 +150,7 @@ def test_without_privacy_it_says_so_and_shows_no_epsilon():
     answers = {"A": updated(None), "B": updated(None)}
     view = replace(VIEW, study=study, rounds=(RoundView(1, 1.0, None, None, answers),))
     assert shown(view).count("NOT PRIVATE") == 2
+    assert "for adding or removing" not in shown(view)
     assert [site.epsilon for site in RunResult.of(view).sites] == [None, None]
 
 

@@ -237,8 +237,9 @@ def _newest(rounds: list[RoundResult], last: int) -> list[RoundResult]:
 
 
 def _site_table(view: RunView, result: RunResult) -> Table:
-    delta = f"{view.study.privacy.target_delta:g}"
-    table = Table(caption=f"ε at δ = {delta}, for adding or removing one {result.unit}")
+    private, delta = view.study.is_private, f"{view.study.privacy.target_delta:g}"
+    notes = [f"ε at δ = {delta}, for adding or removing one {result.unit}"] if private else []
+    table = Table()
     for heading, justify in (
         ("institution", "left"),
         ("sector", "left"),
@@ -248,12 +249,11 @@ def _site_table(view: RunView, result: RunResult) -> Table:
         ("bytes out", "right"),
     ):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    private = view.study.is_private
     told = next((r for r in reversed(result.rounds) if r.contributions), None)
     if told is not None:
         table.add_column("contribution", justify="right")
-        table.caption = (
-            f"{table.caption}\ncontribution: {view.study.task.kind.score.replace('_', ' ')} after "
+        notes.append(
+            f"contribution: {view.study.task.kind.score.replace('_', ' ')} after "
             f"round {told.round} less what it would be without the site's update"
         )
     for site in result.sites:
@@ -266,6 +266,7 @@ def _site_table(view: RunView, result: RunResult) -> Table:
             f"{site.bytes_out:,}",
             *([_contribution(told, site.name)] if told is not None else []),
         )
+    table.caption = "\n".join(notes)
     return table
 
 
