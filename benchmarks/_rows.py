@@ -110,6 +110,15 @@ APART: Final[Section] = {
 # Few steps at a small ε, with and without a start from public data, and what trains this start.
 SHORT: Final = replace(PRIVATE, rounds=20, adapter=TWO, every=5)
 ON_PUBLIC: Final = replace(SHORT, rate=0.02, every=None)
+# The coordinator's optimiser does not reach what stays, and AdamW at sites learns nothing of noise.
+AT_SITES: Final[Section] = {
+    "training.rounds": 10,
+    "training.local_steps": 4,
+    "training.optimizer": "adamw",
+    "training.learning_rate": 0.03,
+    "aggregation.server_optimizer": "none",
+    "aggregation.server_learning_rate": 1.0,
+}
 FINE_TUNE_STEPS: Final = 40
 DITTO_LAMBDA: Final = 0.1
 
@@ -178,31 +187,33 @@ def _methods(*names: str) -> tuple[Variant, ...]:
 
 _FEDERATED: Final = (Variant("federated"), Variant("central", sites=1, partition="iid"))
 
+
 # Personal adapters of fine-tune and ditto are trained without noise and stay; what private-head
 # and fedsa-lora keep is trained by the same noisy steps as what they share.
-_PERSONAL: Final = (
-    Variant(
-        "fine-tune",
-        {
-            "personalisation.method": "fine-tune",
-            "personalisation.steps": FINE_TUNE_STEPS,
-            **APART,
-        },
-    ),
-    Variant(
-        "ditto",
-        {
-            "personalisation.method": "ditto",
-            "personalisation.ditto_lambda": DITTO_LAMBDA,
-            **APART,
-        },
-    ),
-    Variant("private-head", {"personalisation.method": "private-head"}),
-    Variant(
-        "fedsa-lora",
-        {"personalisation.method": "fedsa-lora", "aggregation.method": "fedavg"},
-    ),
-)
+def _personal(*, private: bool) -> tuple[Variant, ...]:
+    kept = {} if private else AT_SITES
+    fedsa = {"personalisation.method": "fedsa-lora", "aggregation.method": "fedavg"}
+    return (
+        Variant(
+            "fine-tune",
+            {
+                "personalisation.method": "fine-tune",
+                "personalisation.steps": FINE_TUNE_STEPS,
+                **APART,
+            },
+        ),
+        Variant(
+            "ditto",
+            {
+                "personalisation.method": "ditto",
+                "personalisation.ditto_lambda": DITTO_LAMBDA,
+                **APART,
+            },
+        ),
+        Variant("private-head", {"personalisation.method": "private-head", **kept}),
+        Variant("fedsa-lora", {**fedsa, **kept}),
+    )
+
 
 _PRIVATE_METHODS: Final = ("fedavg", "ffa-lora", "fedsvd", "fedex-lora", "rolora")
 _UNLIKE: Final = {
@@ -253,7 +264,7 @@ def _natural(data: Data, rate: float, epsilon: float | None, spared: int) -> Row
     return Row(
         data,
         replace(NATURAL, rate=rate),
-        _PERSONAL,
+        _personal(private=epsilon is not None),
         sites=None,
         partition="column:site",
         epsilon=epsilon,

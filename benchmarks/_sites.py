@@ -85,12 +85,12 @@ def plan(cells: Sequence[Cell], folder: Path, alone_folder: Path) -> list[Part]:
     """The federations, and once for each seed its sites alone.
 
     Args:
-        cells: the federations, all dealt out alike.
+        cells: the federations, all dealt out alike; sites alone train as in the first.
         folder: where their results are.
         alone_folder: where those of sites alone are; rows on the same data may share it.
     """
     parts = [Part(cell, None, folder) for cell in cells]
-    for cell in {cell.seed: cell for cell in cells}.values():
+    for cell in {cell.seed: cell for cell in reversed(cells)}.values():
         alone = _without_others(cell)
         parts += [
             Part(replace(alone, variant=f"{site} {ALONE}"), site, alone_folder)
