@@ -155,7 +155,7 @@ def test_what_is_not_private_is_said_so(town):
     assert lines["privacy"].startswith("NONE")
     assert "NOT PRIVATE" in lines["leaves a site"]
     assert lines["your policy"].startswith("forbids it: The study has no differential privacy")
-    assert "is told" not in lines
+    assert not {"is told", "begins with"} & set(lines)
 
 
 def test_whether_it_is_told_what_updates_were_worth_is_said(town):
@@ -164,6 +164,15 @@ def test_whether_it_is_told_what_updates_were_worth_is_said(town):
     digest = town.proposed(evaluation=asked)
     lines = json.loads(town.at("Hospital", "show", digest, "--format", "json"))
     assert "each site's updates were worth" in lines["is told"]
+
+
+def test_with_what_a_study_begins_is_said(town):
+    digest = town.proposed(adapter={"start": "public-start"})
+    lines = json.loads(town.at("Hospital", "show", digest, "--format", "json"))
+    assert "public-start, whatever it holds" in lines["begins with"]
+    digest = town.proposed(adapter={"start": "public-start", "start_sha256": "ab" * 32})
+    lines = json.loads(town.at("Hospital", "show", digest, "--format", "json"))
+    assert "ab" * 32 in lines["begins with"]
 
 
 def test_two_people_approve_and_the_study_is_agreed(town):

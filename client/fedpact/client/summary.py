@@ -77,11 +77,14 @@ def summary(home: ClientHome, shown: Shown, institution: str, role: str) -> dict
         "proposed": f"by {shown.heard.proposer} on {shown.heard.proposed_at:%Y-%m-%d}",
         "purpose": f"{study.study.purpose or 'none is given'} (use: {study.study.use})",
         "task": f"{study.task.name}: {study.task.kind.in_words(study.task)}",
-        "base model": f"{study.model.base}, {_model_content(study)}",
+        "base model": f"{study.model.base}, {_content(study.model.sha256)}",
         "leaves a site": _leaves(study, _rank(study, institution)),
         "stays here": _STAYS[study.personalisation.method],
         "privacy": _privacy(study),
     }
+    if study.adapter.start is not None:
+        content = _content(study.adapter.start_sha256)
+        lines["begins with"] = f"the coordinator's adapter {study.adapter.start}, {content}"
     if study.evaluation.contributions != "none":
         lines["is told"] = (
             "what each site's updates were worth on the public test set, to all who take part"
@@ -109,8 +112,7 @@ def _printable(words: str) -> str:
     return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in words)
 
 
-def _model_content(study: Study) -> str:
-    sha256 = study.model.sha256
+def _content(sha256: str | None) -> str:
     return f"SHA-256 {sha256}" if sha256 else "whatever it holds: the study names no SHA-256"
 
 
