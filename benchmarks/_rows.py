@@ -107,6 +107,7 @@ APART: Final[Section] = {
     "personalisation.optimizer": "adamw",
     "personalisation.learning_rate": 0.03,
 }
+ONE_STEP: Final = replace(PLAIN, rate=0.15, adapter=RANKS.adapter, every=60)
 # Few steps at a small ε, with and without a start from public data, and what trains this start.
 SHORT: Final = replace(PRIVATE, rounds=20, adapter=TWO, every=5)
 ON_PUBLIC: Final = replace(SHORT, rate=0.02, every=None)
@@ -330,6 +331,7 @@ ROWS: Final = {
         name: Row(data, recipe, _FEDERATED, (within("federated", "central", 1.5),))
         for name, data, recipe in (
             ("hallmarks", HALLMARKS, TASKS),
+            ("hallmarks-one-step", HALLMARKS, ONE_STEP),
             ("xquad", QUESTIONS, TASKS),
             ("ncbi", DISEASES, ENTITIES),
         )
