@@ -107,6 +107,7 @@ APART: Final[Section] = {
     "personalisation.optimizer": "adamw",
     "personalisation.learning_rate": 0.03,
 }
+START: Final = "start"
 ONE_STEP: Final = replace(PLAIN, rate=0.15, adapter=RANKS.adapter, every=60)
 # Few steps at a small ε, with and without a start from public data, and what trains this start.
 SHORT: Final = replace(PRIVATE, rounds=20, adapter=TWO, every=5)
@@ -166,7 +167,7 @@ class Row:
         tune: whether each variant chooses its learning rate first.
         site_rules: what the figures are where every site is measured, alone too; `rules` is
             empty then, and the first variant's run gives the shared adapter.
-        start: public data, and how `start` beside the study is trained on them without DP, for
+        start: public data, and how `START` beside the study is trained on them without DP, for
             variants that begin with it.
     """
 
@@ -287,7 +288,7 @@ ROWS: Final = {
     "public-start": Row(
         SST2,
         SHORT,
-        (Variant("from zero"), Variant("from public data", {"adapter.start": "start"})),
+        (Variant("from zero"), Variant("from public data", {"adapter.start": START})),
         (best_less("from zero"),),
         epsilon=2.0,
         start=(REVIEWS, ON_PUBLIC),

@@ -7,12 +7,10 @@ from pathlib import Path
 import tomli_w
 from rich.console import Console
 
-from _rows import Row
+from _rows import START, Row
 from _study import batch_size, labels_of, study_of
 from fedpact.common import tabular
 from fedpact.simulations.simulate import Simulation, simulate
-
-START = "start"
 
 
 def train_start(row: Row, source: Path, folder: Path) -> None:
@@ -43,5 +41,5 @@ def train_start(row: Row, source: Path, folder: Path) -> None:
     found, _ = simulate(
         Simulation(study, data=path, sites=1, folder=work), Console(stderr=True)
     )
-    shutil.copytree(found.adapter, folder / START)
+    Path(found.adapter).rename(folder / START)
     shutil.rmtree(work)

@@ -288,6 +288,9 @@ def test_only_without_noise_may_training_change_nothing(base, monkeypatch):
     task.loss = lambda model, batch: (0 * loss(model, batch)[0], None)  # all is fitted
     fitted = trainer.train(some_adapter(model), some_records(8), PLAIN)
     assert not fitted.change.flat.any()
+    assert not trainer.train(
+        some_adapter(model), some_records(8), replace(PLAIN, steps=0)
+    ).change.flat.any()
     assert trainer.train(some_adapter(model), some_records(8), PRIVATE).change.flat.any()
     monkeypatch.setattr(dpsgd, "standard_normal", lambda shape, rng: torch.zeros(shape))
     with pytest.raises(TrainingError, match="changed nothing"):

@@ -47,15 +47,14 @@ def report(
 ) -> None:
     """Was it worth joining? Compares what a run gave with training alone; nothing leaves."""
     from fedpact.client.worth import read_records
-    from fedpact.common.base_models import file_digest
-    from fedpact.common.errors import DataError
+    from fedpact.common.base_models import require_digest
     from fedpact.common.figures import draw_worth
     from fedpact.common.worth import Worth, table
 
     bench, kept, aside = _bench(home, run)
     study = bench.study
-    if public is not None and study.evaluation.sha256 not in (None, file_digest(public)):
-        raise DataError(f"{public} has not the SHA-256 of the study's public test set.")
+    if public is not None:
+        require_digest(public, study.evaluation.sha256, f"The public test set {public}")
     with notices.status("Training alone, and measuring"):
         own = aside if test is None else read_records(test, study, bench.workbench)
         known = None if public is None else read_records(public, study, bench.workbench)

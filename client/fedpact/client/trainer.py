@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ from fedpact.common.model import (
 from fedpact.common.randomness import Randomness, SecureRandom
 from fedpact.common.records import CHANCE, EncodedRecords, IntArray
 from fedpact.common.study import Study
+from fedpact.common.study_words import OptimizerName
 from fedpact.common.tasks import Task
 
 
@@ -69,7 +70,7 @@ class LocalTraining:
     steps: int
     batch_size: int
     learning_rate: float
-    optimizer: Literal["sgd", "adamw"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     clipping: Clipping = "flat"

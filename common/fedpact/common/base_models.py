@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpact.common import tasks
-from fedpact.common.errors import ModelError
+from fedpact.common.errors import DataError, ModelError
 from fedpact.common.study import Study
 from fedpact.common.study_learning import BaseModelRef
 
@@ -98,6 +98,19 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal; asked again only when the file has changed."""
     status = path.stat()
     return _digest_of(path.resolve(), status.st_size, status.st_mtime_ns)
+
+
+def require_digest(path: Path, sha256: str | None, what: str) -> None:
+    """Check that a file is the one that a study names; any is where it names none.
+
+    Raises:
+        DataError: it has another SHA-256.
+    """
+    if sha256 not in (None, file_digest(path)):
+        raise DataError(
+            f"{what} has not the SHA-256 that the study says.",
+            advice="Get the file that was agreed on, or agree on this one.",
+        )
 
 
 def load_tokenizer(study: Study) -> Any:

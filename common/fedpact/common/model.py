@@ -25,7 +25,7 @@ from fedpact.common.adapter import (
     Weights,
     first_values,
 )
-from fedpact.common.base_models import file_digest, first_line, locate
+from fedpact.common.base_models import first_line, locate
 from fedpact.common.errors import DataError, ModelError, WireError
 from fedpact.common.pooling import MeanPooled, Pooling, lora_targets
 from fedpact.common.study import Study
@@ -323,38 +323,6 @@ def initial_weights(model: nn.Module, seed: int) -> Weights:
     shapes = {n: tuple(p.shape) for n, p in adapter_parameters(model).items()}
     manifest = Manifest(tuple(shapes), tuple(shapes.values()))
     return first_values(manifest, np.random.default_rng(seed))
-
-
-def first_weights(model: nn.Module, study: Study, folder: Path) -> Weights:
-    """What the first round begins with: the study's own start, or else `initial_weights`.
-
-    Args:
-        model: has the study's adapter.
-        study: whose `[adapter] start` is read.
-        folder: of the study file.
-
-    Raises:
-        DataError: the start is not there, has another SHA-256 than the study says, or is not of an
-            adapter like the study's.
-    """
-    initial = initial_weights(model, study.training.seed)
-    if study.adapter.start is None:
-        return initial
-    start = folder / study.adapter.start
-    given = load_peft(start)
-    if study.adapter.start_sha256 not in (None, file_digest(start / ADAPTER)):
-        raise DataError(
-            f"The adapter in {start} has not the SHA-256 that the study says.",
-            advice="Get the one that was agreed on, or agree on this one.",
-        )
-    try:
-        require_fit(model, given.manifest)
-        return initial.overlaid(given)
-    except (ModelError, WireError) as error:
-        raise DataError(
-            f"The adapter in {start} does not fit the study's.",
-            advice="It must have the same base model, [adapter] and number of labels.",
-        ) from error
 
 
 def load_peft(folder: Path) -> Weights:

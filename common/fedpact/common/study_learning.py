@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fedpact.common.study_words import MAX_STEPS, Digest
+from fedpact.common.study_words import MAX_STEPS, Digest, OptimizerName
 from fedpact.common.task_section import Section, Word
 
 
@@ -89,7 +89,7 @@ class Training(Section):
         "expected number under Poisson sampling; at most all that an institution has.",
     )
     learning_rate: float = Field(default=1e-3, gt=0, description="Learning rate at the site.")
-    optimizer: Literal["sgd", "adamw"] = Field(
+    optimizer: OptimizerName = Field(
         default="adamw", description="Optimiser at the site; its state starts anew each round."
     )
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay.")

@@ -6,7 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from fedpact.common.study_learning import Training
-from fedpact.common.study_words import MAX_STEPS
+from fedpact.common.study_words import MAX_STEPS, OptimizerName
 from fedpact.common.task_section import Section
 
 
@@ -190,7 +190,7 @@ class Personalisation(Section):
         le=MAX_STEPS,
         description="Steps that fine-tune takes after the run.",
     )
-    optimizer: Literal["sgd", "adamw"] | None = Field(
+    optimizer: OptimizerName | None = Field(
         default=None,
         description="Optimiser of the second adapter, of ditto and fine-tune; by default "
         "`training.optimizer`.",

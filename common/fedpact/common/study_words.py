@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import StringConstraints
 
+OptimizerName = Literal["sgd", "adamw"]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # Names come from other parties and end in logs, terminals and databases: no control characters,
 # line separators or reversed writing in them.
