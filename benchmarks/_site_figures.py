@@ -35,40 +35,20 @@ SiteRule = Callable[[SiteScores], Sequence[Figure]]
 
 
 def joining_is_worth_it(scores: SiteScores) -> Sequence[Figure]:
-    """On the whole test set, over all sites; with who lost."""
-    figures = shared_beats_alone(scores)
-    return [replace(f, target="> 0", met=f.value > 0) for f in figures[:1]] + [
-        replace(f, target="", met=None) for f in figures[1:]
-    ]
+    """On the whole test set, in the mean over sites; with who lost."""
+    if not (gains := _gains(scores, SHARED, _whole)):
+        return []
+    mean = _mean_gain(gains)
+    return [replace(mean, target="> 0", met=mean.value > 0), _winners(gains)]
 
 
 def shared_beats_alone(scores: SiteScores) -> Sequence[Figure]:
     """On the whole test set, for every site; with the mean gain and who lost."""
-    alone, shared = scores.get(ALONE, {}), scores.get(SHARED, {})
-    by_seed: dict[int, list[float]] = defaultdict(list)
-    by_site: dict[str, list[float]] = defaultdict(list)
-    for key in sorted(set(alone) & set(shared)):
-        before, after = alone[key].whole, shared[key].whole
-        if before is None or after is None:
-            continue
-        gain = 100 * (after - before)
-        by_seed[key[1]].append(gain)
-        by_site[key[0]].append(gain)
-    if not by_seed:
+    if not (gains := _gains(scores, SHARED, _whole)):
         return []
-    mean = Spread.of([Spread.of(gains).mean for gains in by_seed.values()])
-    gains = {site: Spread.of(found).mean for site, found in by_site.items()}
-    losers = [site for site, gain in gains.items() if gain <= 0]
-    won, all_of = len(gains) - len(losers), len(gains)
-    return [
-        Figure("mean gain of shared over alone, whole test, points", mean.mean, mean.sd),
-        Figure(
-            f"sites of {all_of} with shared above alone, whole test{_named(losers)}",
-            won,
-            target=f"{all_of} of {all_of}",
-            met=won == all_of,
-        ),
-    ]
+    winners, all_of = _winners(gains), len(_by_site(gains))
+    target, met = f"{all_of} of {all_of}", winners.value == all_of
+    return [_mean_gain(gains), replace(winners, target=target, met=met)]
 
 
 def personal_matches_alone(spared: int) -> SiteRule:
@@ -81,7 +61,7 @@ def personal_matches_alone(spared: int) -> SiteRule:
     def rule(scores: SiteScores) -> Sequence[Figure]:
         figures = []
         for way in scores:
-            gains = _own_gains(scores, way)
+            gains = _by_site(_gains(scores, way, _own))
             if way == ALONE or not gains:
                 continue
             worse = [site for site, gain in gains.items() if gain < 0]
@@ -95,15 +75,50 @@ def personal_matches_alone(spared: int) -> SiteRule:
     return rule
 
 
-def _own_gains(scores: SiteScores, way: str) -> dict[str, float]:
-    """Each site's gain over alone in points, on its own test records; mean over seeds."""
-    alone, got = scores.get(ALONE, {}), scores[way]
-    gains: dict[str, list[float]] = defaultdict(list)
+Gains = Mapping[tuple[str, int], float]
+"""Site and seed to what a way is above alone, in points."""
+
+
+def _gains(scores: SiteScores, way: str, score: Callable[[Had], float | None]) -> Gains:
+    alone, got = scores.get(ALONE, {}), scores.get(way, {})
+    gains = {}
     for key in sorted(set(alone) & set(got)):
-        before, after = alone[key].own, got[key].own
+        before, after = score(alone[key]), score(got[key])
         if before is not None and after is not None:
-            gains[key[0]].append(100 * (after - before))
-    return {site: Spread.of(found).mean for site, found in gains.items()}
+            gains[key] = 100 * (after - before)
+    return gains
+
+
+def _whole(had: Had) -> float | None:
+    return had.whole
+
+
+def _own(had: Had) -> float | None:
+    return had.own
+
+
+def _by_site(gains: Gains) -> dict[str, float]:
+    """Mean over seeds."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for (site, _), gain in gains.items():
+        found[site].append(gain)
+    return {site: Spread.of(values).mean for site, values in found.items()}
+
+
+def _mean_gain(gains: Gains) -> Figure:
+    """Mean over sites; its spread over seeds."""
+    by_seed: dict[int, list[float]] = defaultdict(list)
+    for (_, seed), gain in gains.items():
+        by_seed[seed].append(gain)
+    mean = Spread.of([Spread.of(values).mean for values in by_seed.values()])
+    return Figure("mean gain of shared over alone, whole test, points", mean.mean, mean.sd)
+
+
+def _winners(gains: Gains) -> Figure:
+    by_site = _by_site(gains)
+    losers = [site for site, gain in by_site.items() if gain <= 0]
+    what = f"sites of {len(by_site)} with shared above alone, whole test{_named(losers)}"
+    return Figure(what, len(by_site) - len(losers))
 
 
 def _named(losers: Sequence[str]) -> str:

@@ -167,4 +167,6 @@ def test_the_tutorials_show_the_digest_of_the_study_that_they_sign(page):
     shown = (tutorials / f"{page}.md").read_text(encoding="utf-8")
     assert digest in shown
     # Shortened ones are of the same study.
+    begun = re.findall(r"(?:digest |studies = \[\")([0-9a-f]{8})…", shown)
+    assert begun == [digest[:8]]
     assert set(re.findall(r"\b[0-9a-f]{12}\b(?=`| │|\))", shown)) >= {digest[:12]}

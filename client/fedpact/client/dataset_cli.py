@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from fedpact.client.datasets import Dataset
@@ -80,7 +80,15 @@ def list_datasets(home: HomeOption = DEFAULT_HOME, format_: Format = "table") ->
     if format_ == "json":
         _print_json(rows)
         return
-    table = Table("name", "population", "records", "format", "state", "content", "path")
+    table = Table(
+        "name",
+        "population",
+        "records",
+        "format",
+        "state",
+        Column("content", overflow="fold"),
+        Column("path", overflow="fold"),
+    )
     for row in rows:
         cells = (row["name"], row["population"], row["records"], row["format"], row["state"])
         table.add_row(*map(str, cells), str(row["sha256"])[:12], str(row["path"]))
@@ -134,7 +142,14 @@ def ledger(
         _print_json(statement.as_json(entries))
         return
     table = Table(
-        *("data set", "study", "run", "rounds", "ε spent", "at δ", "for one", "ε remaining")
+        "data set",
+        "study",
+        Column("run", overflow="fold"),
+        "rounds",
+        "ε spent",
+        "at δ",
+        "for one",
+        "ε remaining",
     )
     for entry in entries:
         for line in entry.runs:

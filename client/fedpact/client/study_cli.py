@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from fedpact.client.dataset_cli import DEFAULT_HOME, Format, HomeOption, console, notices
 
@@ -40,7 +40,9 @@ def studies(home: HomeOption = DEFAULT_HOME, format_: Format = "table") -> None:
     if not rows:
         console.print("No study was proposed to this institution yet.")
         return
-    table = Table("digest", "study", "proposer", "state", "here", "missing")
+    table = Table(
+        Column("digest", overflow="fold"), "study", "proposer", "state", "here", "missing"
+    )
     for row in rows:
         cells = [str(row[key]) for key in ("study", "proposer", "state", "here")]
         table.add_row(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from fedpact.client.dataset_cli import DEFAULT_HOME, Format, HomeOption, console, notices
 
@@ -72,7 +72,15 @@ def departures(
     if format_ == "json":
         _print_json([{**vars(d), "at": d.at.isoformat(timespec="seconds")} for d in left])
         return
-    table = Table("moment", "run", "round", "kind", "bytes", "content", "why")
+    table = Table(
+        "moment",
+        Column("run", overflow="fold"),
+        "round",
+        "kind",
+        "bytes",
+        Column("content", overflow="fold"),
+        "why",
+    )
     for d in left:
         moment = f"{d.at:%Y-%m-%d %H:%M:%S}"
         table.add_row(
@@ -113,7 +121,16 @@ def _print_waiting(site: "ClientHome", format_: Format) -> None:
     if not found:
         console.print("No update waits for your word.")
         return
-    table = Table("since", "run", "round", "bytes", "tensors", "norm", "the run's ε", "content")
+    table = Table(
+        "since",
+        Column("run", overflow="fold"),
+        "round",
+        "bytes",
+        "tensors",
+        "norm",
+        "the run's ε",
+        "content",
+    )
     for h in found:
         paid = h.summary["reserved"][0]
         spent = "∞, NOT PRIVATE"

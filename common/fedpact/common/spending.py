@@ -91,18 +91,16 @@ class Spending(BaseModel):
 
 def table(found: Sequence[Spending]) -> "Table":
     """Statements for people."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     shown = Table(
-        *(
-            "institution",
-            "study",
-            "rounds",
-            "unsettled",
-            "ε",
-            "δ",
-            "for adding or removing one",
-        ),
+        "institution",
+        Column("study", overflow="fold"),
+        "rounds",
+        "unsettled",
+        "ε",
+        "δ",
+        "for adding or removing one",
         title="What studies have cost, as each institution has signed it",
     )
     for spending in found:

@@ -238,9 +238,11 @@ def list_institutions(
         here = home_option(home, DEFAULT_HOME)
         typer.echo(f"Nobody was invited yet: `fedpact server invite NAME --sector …{here}`.")
         return
-    table = Table(*(key.replace("_", " ") for key in rows[0]))
+    shown = ("name", "sector", "role", "state", "online")
+    table = Table(*shown, "joined")
     for row in rows:
-        table.add_row(*map(_cell, row.values()))
+        day = _cell(row["joined_at"])[:10]
+        table.add_row(*(_cell(row[key]) for key in shown), day)
     console.print(table)
 
 

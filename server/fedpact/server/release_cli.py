@@ -47,7 +47,7 @@ def list_(
 ) -> None:
     """List the releases in the coordinator's folder; each is verified."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from fedpact.server import releases
     from fedpact.server.home import ServerHome, load_signing_key
@@ -60,7 +60,11 @@ def list_(
         rows = [{"folder": str(folder), **vars(release)} for folder, release in found]
         typer.echo(json.dumps(rows, indent=2))
         return
-    table = Table("run", "study", "folder")
+    table = Table(
+        Column("run", overflow="fold"),
+        Column("study", overflow="fold"),
+        Column("folder", overflow="fold"),
+    )
     for folder, release in found:
         table.add_row(release.run, release.study_digest[:12], str(folder))
     Console(markup=False).print(table)

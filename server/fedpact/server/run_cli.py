@@ -51,7 +51,7 @@ def studies(
     import json
 
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from fedpact.common.identity import Role
     from fedpact.server import pact
@@ -64,7 +64,7 @@ def studies(
     if format == "json":
         typer.echo(json.dumps([pact.as_json(p) for p in found], indent=2, ensure_ascii=False))
         return
-    table = Table("digest", "study", "state", "signed", "missing")
+    table = Table(Column("digest", overflow="fold"), "study", "state", "signed", "missing")
     for p in found:
         signed = f"{len(p.standing.signed)} of {len(p.study.institutions)}"
         missing = "; ".join(p.standing.missing)
@@ -136,7 +136,7 @@ def list_(
     import json
 
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from fedpact.server import runs
     from fedpact.server.home import ServerHome
@@ -152,7 +152,7 @@ def list_(
         ]
         typer.echo(json.dumps(rows, indent=2))
         return
-    table = Table("run", "study", "status", "rounds", "message")
+    table = Table(Column("run", overflow="fold"), "study", "status", "rounds", "message")
     for v in views:
         done = sum(r.seconds is not None for r in v.rounds)
         rounds = f"{done}/{v.study.training.rounds}"
