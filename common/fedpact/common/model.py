@@ -88,6 +88,8 @@ def build(study: Study, device: torch.device) -> nn.Module:
     warnings.filterwarnings("ignore", message=r"The PEFT config's .base_model_name_or_path")
     # GPT-2's layers hold their weights the other way round, which PEFT sees for itself.
     warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+    # PEFT asks transformers by an old name.
+    warnings.filterwarnings("ignore", message=r".is_gradient_checkpointing. is deprecated")
     try:
         model: nn.Module = peft.get_peft_model(base, lora_config(study, pooling))
     except ValueError as error:
