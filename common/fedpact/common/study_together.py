@@ -35,7 +35,10 @@ class Aggregation(Section):
     )
     server_beta2: float = Field(default=0.99, ge=0, lt=1, description="β₂ of adam and yogi.")
     server_tau: float = Field(
-        default=1e-3, gt=0, description="τ of adam and yogi, added to the root of v."
+        default=1e-3,
+        gt=0,
+        description="τ of adam and yogi, added to the root of v: weights whose changes are small "
+        "beside it take small steps.",
     )
     robust: Literal[
         "none",
