@@ -19,7 +19,7 @@ from fedpact.client.up import build_site
 from fedpact.client.workbench import Workbench
 from fedpact.common import wire
 from fedpact.common.adapter import Weights
-from fedpact.common.errors import RunError, StorageError, UsageError
+from fedpact.common.errors import DataError, RunError, StorageError, UsageError
 from fedpact.common.study import Study
 from support.site_factory import INSTITUTION, update_request
 from support.tiny_bert import TinyBert, write_data
@@ -383,6 +383,30 @@ def test_a_site_compares_what_it_got_with_training_alone_and_nothing_leaves(run,
     assert site["own"]["personal"] is not None
     assert len(place.site().ledger.history("notes")) == 1  # the round's own
     assert len(list(place.home.outbox.iterdir())) == 1
+
+
+def test_alone_begins_with_the_adapter_that_the_study_names(run, tiny, tmp_path):
+    every = first(tiny.study())
+    (tmp_path / "start").mkdir()
+    head = next(name for name in every.manifest.names if name.endswith("classifier.bias"))
+    sure = every.overlaid(Weights.from_tensors({head: np.array([9.0, -9.0], np.float32)}))
+    sure.save(tmp_path / "start" / "adapter_model.safetensors")
+    test = write_data(tmp_path / "test.csv", 30, seed=7)
+    words = ("report", RUN, "--test", str(test), "--format", "json")
+    beginning = {"adapter": {"start": "start"}}
+
+    def alone(*more: str) -> float:
+        _, said = run(beginning, *words, *more)
+        return json.loads(said)["sites"][0]["own"]["alone"]["loss"]
+
+    assert alone() < 1 < alone("--start", str(tmp_path / "start"))
+    with pytest.raises(UsageError, match="begins with no adapter"):
+        run({}, *words, "--start", str(tmp_path / "start"))
+    beginning["adapter"]["start_sha256"] = "ab" * 32
+    with pytest.raises(DataError, match="not the SHA-256"):
+        alone("--start", str(tmp_path / "start"))
+    _, said = run(beginning, *words[:-2])
+    assert "Alone began at zero" in said
 
 
 def test_records_that_are_set_aside_are_compared_on(run):

@@ -117,6 +117,32 @@ def test_alone_has_the_coordinators_optimiser_too(tiny, tmp_path):
     assert site.public.alone.loss < 0.6  # so small a learning rate alone would leave it at 0.69
 
 
+def test_alone_begins_with_what_the_study_begins_with(tiny, tmp_path):
+    data = write(tmp_path / "data.csv", [(*row, "Nord") for row in some_rows(100)])
+    test = write(tmp_path / "test.csv", [(*row, "Nord") for row in some_rows(100, 2)])
+    plain = {"privacy": {"mechanism": "none"}, "institutions": []}
+
+    def simulated(name, **sections):
+        study = tiny.write_study(tmp_path / "study.toml", **plain, **sections)
+        asked = Simulation(
+            study, data=data, sites=1, folder=tmp_path / name, alone="plain", test=test
+        )
+        simulate(asked, Console(file=StringIO()))
+        (site,) = read_worth(tmp_path / name).sites
+        return site.public
+
+    learned = simulated("public", training={"rounds": 1, "local_steps": 30}).shared.loss
+    (start,) = (
+        path.parent for path in (tmp_path / "public").glob("artifacts/*/adapter_*.json")
+    )
+    hardly = {"rounds": 1, "local_steps": 1, "learning_rate": 1e-6}
+    found = simulated(
+        "run", training=hardly, adapter={"start": str(start.relative_to(tmp_path))}
+    )
+    assert found.alone.loss == pytest.approx(learned, abs=1e-3)
+    assert found.alone.loss < 0.6
+
+
 def test_a_folder_without_a_simulation_is_said(tmp_path):
     found = CliRunner().invoke(app, ["run", "report", "--simulation", str(tmp_path)])
     assert isinstance(found.exception, UsageError)

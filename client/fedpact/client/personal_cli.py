@@ -1,5 +1,6 @@
 """`fedpact client report` and `personal export`: what a run gave this institution."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,6 +39,13 @@ def report(
     ] = None,
     public: Annotated[Path | None, typer.Option(help="The study's public test set.")] = None,
     adapter: AdapterOption = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            help="The adapter that the study begins with, a folder, if it names one: alone begins "
+            "with it too."
+        ),
+    ] = None,
     dp: Annotated[
         bool, typer.Option("--dp", help="Train alone with the study's noise too.")
     ] = False,
@@ -55,6 +63,8 @@ def report(
     study = bench.study
     if public is not None:
         require_digest(public, study.evaluation.sha256, f"The public test set {public}")
+    if start is not None:
+        bench = _beginning_with(bench, start)
     with notices.status("Training alone, and measuring"):
         own = aside if test is None else read_records(test, study, bench.workbench)
         known = None if public is None else read_records(public, study, bench.workbench)
@@ -67,6 +77,10 @@ def report(
     else:
         console.print(table(worth))
         console.print("Measured on private data, without noise: keep it.")
+        if study.adapter.start is not None and start is None:
+            console.print(
+                "Alone began at zero, the study did not: give its adapter with --start."
+            )
 
 
 @personal_app.command()
@@ -118,6 +132,16 @@ def _bench(folder: Path, run: str) -> "tuple[Bench, Kept, EncodedRecords]":
         records = split(study, encode(home, dataset, study, tokenizer))
     name = read_settings(home).institution
     return Bench(study, name, workbench, records.training), kept, records.validation
+
+
+def _beginning_with(bench: "Bench", start: Path) -> "Bench":
+    from fedpact.common import model as models
+    from fedpact.common.errors import UsageError
+
+    if bench.study.adapter.start is None:
+        raise UsageError("The study begins with no adapter.", advice="Leave --start out.")
+    model = bench.workbench.model(bench.study).module
+    return replace(bench, start=models.first_weights(bench.study, start, model))
 
 
 def _shared(folder: Path | None, kept: "Kept") -> "Weights":

@@ -1,7 +1,7 @@
 """Was it worth joining? A site's answer, measured here on its own records; none of it leaves.
 
 Alone is the same study with nobody else: the same rounds, steps and optimisers, the coordinator's
-too, from the seed's first values, at the site's own rank, on its own training records. Nothing of it
+too, from the same first values, at the site's own rank, on its own training records. Nothing of it
 leaves, so it needs no noise and costs no budget; with noise it says what DP costs the site by itself.
 """
 
@@ -30,12 +30,14 @@ class Bench:
         institution: the site's name in it.
         workbench: the resident model.
         training: the records that the site trained on.
+        start: what alone begins with; None: the seed's first values.
     """
 
     study: Study
     institution: str
     workbench: Workbench
     training: EncodedRecords
+    start: Weights | None = None
 
     def alone(self, *, private: bool) -> Weights:
         """The adapter that the site would have had by itself.
@@ -51,7 +53,8 @@ class Bench:
         mechanism = plan(study, self.institution) if private else None
         if private and mechanism is None:
             raise StudyError(f"The study {study.study.name} has no noise to train alone with.")
-        weights = bench.model(study).first.of_rank(study.rank(self.institution))
+        first = bench.model(study).first if self.start is None else self.start
+        weights = first.of_rank(study.rank(self.institution))
         state: Weights | None = None
         for number in range(1, study.training.rounds + 1):
             bench.fit(study, self.institution, self._shared(weights), number)

@@ -25,7 +25,7 @@ from fedpact.common.adapter import (
     Weights,
     first_values,
 )
-from fedpact.common.base_models import first_line, locate
+from fedpact.common.base_models import first_line, locate, require_digest
 from fedpact.common.errors import DataError, ModelError, WireError
 from fedpact.common.pooling import MeanPooled, Pooling, lora_targets
 from fedpact.common.study import Study
@@ -325,6 +325,33 @@ def initial_weights(model: nn.Module, seed: int) -> Weights:
     shapes = {n: tuple(p.shape) for n, p in adapter_parameters(model).items()}
     manifest = Manifest(tuple(shapes), tuple(shapes.values()))
     return first_values(manifest, np.random.default_rng(seed))
+
+
+def first_weights(study: Study, start: Path | None, model: nn.Module) -> Weights:
+    """What the first round begins with: an adapter trained before, or else the seed's values.
+
+    Args:
+        study: which.
+        start: the folder that its `adapter.start` names.
+        model: made by `build`.
+
+    Raises:
+        DataError: there is no adapter, it has another SHA-256 than the study says, or it is not one
+            like the study's.
+    """
+    initial = initial_weights(model, study.training.seed)
+    if start is None:
+        return initial
+    given = load_peft(start)
+    require_digest(start / ADAPTER, study.adapter.start_sha256, f"The adapter in {start}")
+    try:
+        require_fit(model, given.manifest)
+        return initial.overlaid(given)
+    except (ModelError, WireError) as error:
+        raise DataError(
+            f"The adapter in {start} does not fit the study's.",
+            advice="It must have the same base model, [adapter] and number of labels.",
+        ) from error
 
 
 def load_peft(folder: Path) -> Weights:

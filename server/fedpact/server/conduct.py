@@ -10,15 +10,12 @@ from torch import nn
 
 from fedpact.common import base_models, logs, tabular, tasks
 from fedpact.common import model as models
-from fedpact.common.adapter import ADAPTER, Weights
+from fedpact.common.adapter import Weights
 from fedpact.common.database import disk_errors
 from fedpact.common.errors import (
-    DataError,
     FedpactError,
-    ModelError,
     RunError,
     StorageError,
-    WireError,
 )
 from fedpact.common.evaluation import Metrics, evaluate
 from fedpact.common.lower_layers import LowerLayers
@@ -90,7 +87,8 @@ def _conduct(
         conductor = Conductor(
             study, run, exchange, record, terms, measure, rng or SecureRandom()
         )
-        first = _first_weights(study, folder, model)
+        start = None if study.adapter.start is None else folder / study.adapter.start
+        first = models.first_weights(study, start, model)
         first = first.select(study.shared(first.manifest.names))
         weights = conductor.conduct(first)
         with disk_errors():
@@ -108,31 +106,6 @@ def _conduct(
     runs.set_status(engine, run, status, record.why_stopped)
     log.info("the run has ended; its adapter is %s", adapter)
     return adapter
-
-
-def _first_weights(study: Study, folder: Path, model: nn.Module) -> Weights:
-    """What the first round begins with: the study's start, or else the seed's values.
-
-    Raises:
-        DataError: the start is not there, has another SHA-256 than the study says, or is not of an
-            adapter like the study's.
-    """
-    initial = models.initial_weights(model, study.training.seed)
-    if study.adapter.start is None:
-        return initial
-    start = folder / study.adapter.start
-    given = models.load_peft(start)
-    base_models.require_digest(
-        start / ADAPTER, study.adapter.start_sha256, f"The adapter in {start}"
-    )
-    try:
-        models.require_fit(model, given.manifest)
-        return initial.overlaid(given)
-    except (ModelError, WireError) as error:
-        raise DataError(
-            f"The adapter in {start} does not fit the study's.",
-            advice="It must have the same base model, [adapter] and number of labels.",
-        ) from error
 
 
 def public_test_set(study: Study, folder: Path) -> EncodedRecords | None:

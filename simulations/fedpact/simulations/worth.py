@@ -79,10 +79,12 @@ def worth_of(
         every = read_records(test, study, workbench)
         own = _dealt(every, test, partition)
         public = public if public is not None else every
+    start = None if study.adapter.start is None else study_folder / study.adapter.start
+    first = models.first_weights(study, start, workbench.model(study).module)
     sites = []
     for index, shard in enumerate(federation.shards):
         mine = split(study, federation.records.select(shard.indices))
-        bench = Bench(study, shard.name, workbench, mine.training)
+        bench = Bench(study, shard.name, workbench, mine.training, first)
         runs = RunFolder(federation.home(index).runs)
         kept = runs.before(view.id, study.training.rounds + 1)
         sites.append(
