@@ -140,7 +140,7 @@ AT_SITES: Final[Section] = {
     "aggregation.server_optimizer": "none",
     "aggregation.server_learning_rate": 1.0,
 }
-FINE_TUNE_STEPS: Final = 40
+FINE_TUNE_STEPS: Final = 120
 DITTO_LAMBDA: Final = 0.1
 
 SST2: Final = Data("sst2", 64)
