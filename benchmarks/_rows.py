@@ -140,7 +140,6 @@ AT_SITES: Final[Section] = {
     "aggregation.server_optimizer": "none",
     "aggregation.server_learning_rate": 1.0,
 }
-FINE_TUNE_STEPS: Final = 120
 DITTO_LAMBDA: Final = 0.1
 
 SST2: Final = Data("sst2", 64)
@@ -211,7 +210,7 @@ _FEDERATED: Final = (Variant("federated"), Variant("central", sites=1, partition
 
 # Personal adapters of fine-tune and ditto are trained without noise and stay; what private-head
 # and fedsa-lora keep is trained by the same noisy steps as what they share.
-def _personal(*, private: bool) -> tuple[Variant, ...]:
+def _personal(steps: int, *, private: bool) -> tuple[Variant, ...]:
     kept = {} if private else AT_SITES
     fedsa = {"personalisation.method": "fedsa-lora", "aggregation.method": "fedavg"}
     return (
@@ -219,7 +218,7 @@ def _personal(*, private: bool) -> tuple[Variant, ...]:
             "fine-tune",
             {
                 "personalisation.method": "fine-tune",
-                "personalisation.steps": FINE_TUNE_STEPS,
+                "personalisation.steps": steps,
                 **APART,
             },
         ),
@@ -280,12 +279,13 @@ def _under_attack() -> Sequence[Variant]:
     ]
 
 
-def _natural(data: Data, rate: float, epsilon: float | None, spared: int) -> Row:
+def _natural(data: Data, rate: float, steps: int, epsilon: float | None, spared: int) -> Row:
+    """Sites by their column; `steps` of fine-tuning."""
     rules = (personal_matches_alone(spared), shared_beats_alone)
     return Row(
         data,
         replace(NATURAL, rate=rate),
-        _personal(private=epsilon is not None),
+        _personal(steps, private=epsilon is not None),
         sites=None,
         partition="column:site",
         epsilon=epsilon,
@@ -348,10 +348,10 @@ ROWS: Final = {
         partition="dirichlet:0.5",
         site_rules=(joining_is_worth_it,),
     ),
-    "medquad-no-dp": _natural(MEDQUAD, 0.1, None, 1),
-    "medquad-dp": _natural(MEDQUAD, 0.1, 8.0, 1),
-    "mdsd5-no-dp": _natural(REVIEWS, 0.05, None, 0),
-    "mdsd5-dp": _natural(REVIEWS, 0.05, 8.0, 0),
+    "medquad-no-dp": _natural(MEDQUAD, 0.1, 120, None, 1),
+    "medquad-dp": _natural(MEDQUAD, 0.1, 120, 8.0, 1),
+    "mdsd5-no-dp": _natural(REVIEWS, 0.05, 40, None, 0),
+    "mdsd5-dp": _natural(REVIEWS, 0.05, 40, 8.0, 0),
     **{
         name: Row(data, recipe, _FEDERATED, (within("federated", "central", 1.5),))
         for name, data, recipe in (
