@@ -88,7 +88,7 @@ EACH_STEP: Final[Section] = {
     "aggregation.server_optimizer": "adam",
     "aggregation.server_learning_rate": 0.1,
     "aggregation.server_tau": 3e-5,
-    "training.rounds": 48,
+    "training.rounds": METHODS.rounds * METHODS.training["local_steps"],
     "training.local_steps": 1,
     "training.optimizer": "sgd",
     "evaluation.every": 24,

@@ -129,7 +129,7 @@ def _print_waiting(site: "ClientHome", format_: Format) -> None:
         "tensors",
         "norm",
         "the run's ε",
-        "content",
+        Column("content", overflow="fold"),
     )
     for h in found:
         paid = h.summary["reserved"][0]

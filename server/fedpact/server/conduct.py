@@ -12,11 +12,7 @@ from fedpact.common import base_models, logs, tabular, tasks
 from fedpact.common import model as models
 from fedpact.common.adapter import Weights
 from fedpact.common.database import disk_errors
-from fedpact.common.errors import (
-    FedpactError,
-    RunError,
-    StorageError,
-)
+from fedpact.common.errors import FedpactError, RunError, StorageError
 from fedpact.common.evaluation import Metrics, evaluate
 from fedpact.common.lower_layers import LowerLayers
 from fedpact.common.randomness import Randomness, SecureRandom
