@@ -71,7 +71,7 @@ METHODS: Final = Recipe(
     training={"local_steps": 8, "optimizer": "adamw"},
     adapter=TWO,
     every=3,
-    rates=(0.01, 0.03, 0.1),
+    rates=(0.003, 0.01, 0.03, 0.1),
 )
 # By SGD: AdamW takes steps of one size, however little of a gradient is not noise.
 METHODS_PRIVATE: Final = replace(
@@ -182,7 +182,7 @@ class Row:
         sites: among how many sites; None: the column's values.
         partition: how the training data are dealt out.
         epsilon: that each site's run costs at most; None: no DP.
-        tune: whether each variant chooses its learning rate first.
+        tune: with how many seeds each variant chooses its learning rate first; 0: not at all.
         site_rules: what the figures are where every site is measured, alone too; `rules` is
             empty then, and the first variant's run gives the shared adapter.
         start: public data, and how `START` beside the study is trained on them without DP, for
@@ -196,7 +196,7 @@ class Row:
     sites: int | None = 3
     partition: str = "iid"
     epsilon: float | None = None
-    tune: bool = False
+    tune: int = 0
     site_rules: tuple[SiteRule, ...] = ()
     start: tuple[Data, Recipe] | None = None
 
@@ -324,7 +324,7 @@ ROWS: Final = {
         (best_beyond_spread("fedavg"),),
         sites=5,
         partition="dirichlet:0.3",
-        tune=True,
+        tune=3,
     ),
     **{
         f"methods-under-dp-{name}-{epsilon}": Row(
@@ -335,7 +335,7 @@ ROWS: Final = {
             sites=6,
             partition="dirichlet:0.5",
             epsilon=float(epsilon),
-            tune=True,
+            tune=1,
         )
         for name, data in (("sst2", SST2), ("emotion", EMOTION))
         for epsilon in (6, 3)
@@ -369,7 +369,7 @@ ROWS: Final = {
             for method in ("flora", "flexlora", "hetlora")
             for reference in ("fedavg", "flexlora")
         ),
-        tune=True,
+        tune=1,
     ),
     "bad-sites": Row(
         SST2,

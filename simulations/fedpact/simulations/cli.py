@@ -98,6 +98,13 @@ def simulate(
             help="A key and values: each variant takes the best on records held out from training."
         ),
     ] = None,
+    tune_seeds: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="With --tune: how many seeds each value is tried with; the best mean is taken.",
+        ),
+    ] = 1,
     seeds: Annotated[
         int,
         typer.Option(min=1, help="With --compare or --tune: how many seeds, from --seed on."),
@@ -143,6 +150,7 @@ def simulate(
         asked,
         axes=compare or (),
         tune=tune or (),
+        tune_seeds=tune_seeds,
         seeds=seeds,
         jobs=jobs,
         as_json=format == "json",

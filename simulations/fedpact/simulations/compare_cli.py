@@ -18,6 +18,7 @@ def run_comparison(
     *,
     axes: Sequence[str],
     tune: Sequence[str],
+    tune_seeds: int,
     seeds: int,
     jobs: int,
     as_json: bool,
@@ -28,6 +29,7 @@ def run_comparison(
         asked: what stands on the command line beside the comparison; its seed is the first.
         axes: what to compare, as `fedpact.simulations.comparison` reads it.
         tune: what each variant tries first, spelt alike.
+        tune_seeds: with how many seeds.
         seeds: how many.
         jobs: in how many processes.
         as_json: print the results as JSON.
@@ -55,6 +57,7 @@ def run_comparison(
             seeds=range(asked.seed, asked.seed + seeds),
             folder=folder,
             tune=comparison.grid(tune) if tune else (),
+            tune_seeds=tune_seeds,
             data=asked.data,
             sites=asked.sites,
             partition=asked.partition,

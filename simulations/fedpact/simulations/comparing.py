@@ -1,6 +1,6 @@
 """`fedpact simulate --compare`: every variant with every seed, and what came of it.
 
-With `--tune`, each variant first tries the values asked for with a seed of their own, on records
+With `--tune`, each variant first tries the values asked for with seeds of their own, on records
 held out from the training data: what is reported never chooses, and each variant has as many
 tries. No ε pays for these tries; the results say so.
 """
@@ -28,12 +28,12 @@ from fedpact.simulations import (
 from fedpact.simulations.cell_runner import Bar
 from fedpact.simulations.cells import Cell
 from fedpact.simulations.comparison import Changes, Variant
-from fedpact.simulations.comparison_results import ComparisonResult, Tuning
+from fedpact.simulations.comparison_results import ComparisonResult, Try, Tuning
 from fedpact.simulations.federation import find_data
 from fedpact.simulations.held_out import HeldOut
 
 # The same however many seeds are reported, so that more of them choose nothing anew.
-_TUNING_SEED: Final = 1_000_000
+_FIRST_TUNING_SEED: Final = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Comparison:
         seeds: of partition, sampling, noise and the adapter's first values.
         folder: where it is kept; the same folder goes on with what is there.
         tune: values that each variant tries first; empty: nothing is tuned.
+        tune_seeds: with how many seeds each is tried.
         data: the data file; None looks beside the study.
         sites: how many; None takes the study's number, or a column's values.
         partition: how the data are dealt out.
@@ -59,6 +60,7 @@ class Comparison:
     seeds: Sequence[int]
     folder: Path
     tune: Sequence[Changes] = ()
+    tune_seeds: int = 1
     data: Path | None = None
     sites: int | None = None
     partition: str = "iid"
@@ -156,7 +158,8 @@ class _Plan:
                 comparison.changed(self.document, {**variant.changes, **values}).training.rounds
                 for values in self.tried
             ]
-            total += seeds * rounds[0] + (sum(rounds) if self.asked.tune else 0)
+            tries = self.asked.tune_seeds if self.asked.tune else 0
+            total += seeds * rounds[0] + tries * sum(rounds)
         return total
 
     @property
@@ -219,9 +222,10 @@ class _Plan:
 def _tune(plan: _Plan, folder: Path, bar: Bar) -> dict[str, Tuning]:
     """For each variant, the values that do best on records held out."""
     asked = plan.asked
-    seed = next(seed for seed in itertools.count(_TUNING_SEED) if seed not in asked.seeds)
+    free = (seed for seed in itertools.count(_FIRST_TUNING_SEED) if seed not in asked.seeds)
+    seeds = tuple(itertools.islice(free, asked.tune_seeds))
     tries: list[tuple[Variant, Changes, Cell]] = []
-    for variant in asked.variants:
+    for variant, seed in itertools.product(asked.variants, seeds):
         parts = held_out.hold_out(
             plan.data_of(variant), plan.study.task, seed, asked.folder.absolute() / "tuning"
         )
@@ -230,12 +234,17 @@ def _tune(plan: _Plan, folder: Path, bar: Bar) -> dict[str, Tuning]:
             for values in asked.tune
         ]
     results = cell_runner.run([cell for _, _, cell in tries], folder, asked.jobs, bar)
-    tried = [
-        (variant.name, comparison_results.Try.of(values, result))
-        for (variant, values, _), result in zip(tries, results, strict=True)
-    ]
+
+    def tried(variant: Variant, values: Changes) -> Try:
+        mine = [
+            result
+            for (one, with_values, _), result in zip(tries, results, strict=True)
+            if one is variant and with_values is values
+        ]
+        return Try.of(values, mine)
+
     return {
-        variant.name: Tuning.of(seed, [one for name, one in tried if name == variant.name])
+        variant.name: Tuning.of(seeds, [tried(variant, values) for values in asked.tune])
         for variant in asked.variants
     }
 

@@ -269,8 +269,9 @@ def _tuning_remark(variant: VariantResult) -> str:
         + ("failed" if one.score is None else f"{one.score:.4f}")
         for one in tuning.tries
     )
+    seeds = ", ".join(map(str, tuning.seeds))
     return (
-        f"{variant.name} was tuned with seed {tuning.seed} on {tuning.held_out:.0%} of the "
+        f"{variant.name} was tuned with seed {seeds} on {tuning.held_out:.0%} of the "
         f"training data, held out ({tried}), and then run on all of it. The test set chose "
         "nothing. No ε above pays for the tuning: each try looks at the records once more "
         "(Papernot and Steinke 2022 say what that costs)."

@@ -47,37 +47,43 @@ class Try(_Part):
     values: dict[str, Any]
     """Keys of the study, with their values."""
     score: float | None
-    """After the last round, on the records held out; None if the simulation failed."""
+    """After the last round, on the records held out, mean over seeds; None if a simulation failed."""
     loss: float | None
     """The same, of the loss."""
     reason: str
-    """Why it failed; empty if it did not."""
+    """Why one failed; empty if none did."""
 
     @classmethod
-    def of(cls, values: Changes, result: CellResult) -> Self:
-        """What a cell says of some values."""
+    def of(cls, values: Changes, results: Sequence[CellResult]) -> Self:
+        """What cells, one for each seed, say of some values."""
         return cls(
             values=dict(values),
-            score=result.score,
-            loss=result.rounds[-1].loss if result.rounds else None,
-            reason=result.reason,
+            score=_mean_of_all([result.score for result in results]),
+            loss=_mean_of_all([r.rounds[-1].loss if r.rounds else None for r in results]),
+            reason=next((result.reason for result in results if result.reason), ""),
         )
+
+
+def _mean_of_all(values: Sequence[float | None]) -> float | None:
+    """None if there are none, or one is missing."""
+    there = [value for value in values if value is not None]
+    return statistics.fmean(there) if there and len(there) == len(values) else None
 
 
 class Tuning(_Part):
     """How a variant's values were chosen. No ε pays for it."""
 
-    seed: int
-    """The seed of the tries; none of those that are reported."""
+    seeds: tuple[int, ...]
+    """The seeds of the tries; none of those that are reported."""
     held_out: float
-    """The share of the training data that was held out for it, and measured on."""
+    """The share of the training data that was held out for it, other records with each seed."""
     tries: tuple[Try, ...]
     """What was tried."""
     chosen: dict[str, Any] | None
     """The best of them by score, then by loss; None if all failed."""
 
     @classmethod
-    def of(cls, seed: int, tries: Sequence[Try]) -> Self:
+    def of(cls, seeds: tuple[int, ...], tries: Sequence[Try]) -> Self:
         """Choose."""
         scored = [
             (one.score, -(one.loss or 0.0), -n)
@@ -86,7 +92,7 @@ class Tuning(_Part):
         ]
         best = max(scored, default=None)
         return cls(
-            seed=seed,
+            seeds=seeds,
             held_out=held_out.SHARE,
             tries=tuple(tries),
             chosen=None if best is None else tries[-best[2]].values,
@@ -190,7 +196,7 @@ def summarise(
     for name, tuning in tunings.items():
         if tuning.chosen is None:
             why = f"Nothing that was tried worked: {tuning.tries[0].reason}"
-            failures.append(Failure(variant=name, seed=tuning.seed, reason=why))
+            failures.append(Failure(variant=name, seed=tuning.seeds[0], reason=why))
     return ComparisonResult(
         study=study.study.name,
         study_digest=study.digest,
