@@ -1,5 +1,6 @@
 """What a study says of learning: base model, adapter, training, privacy."""
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -69,6 +70,10 @@ class Adapter(Section):
         if self.start_sha256 is not None and self.start is None:
             raise ValueError("`start_sha256` needs `start`")
         return self
+
+    def start_beside(self, folder: Path) -> Path | None:
+        """The folder that `start` names, from the study file's; None without one."""
+        return None if self.start is None else folder / self.start
 
 
 class Training(Section):

@@ -83,8 +83,7 @@ def _conduct(
         conductor = Conductor(
             study, run, exchange, record, terms, measure, rng or SecureRandom()
         )
-        start = None if study.adapter.start is None else folder / study.adapter.start
-        first = models.first_weights(study, start, model)
+        first = models.first_weights(study, study.adapter.start_beside(folder), model)
         first = first.select(study.shared(first.manifest.names))
         weights = conductor.conduct(first)
         with disk_errors():

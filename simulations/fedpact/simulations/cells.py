@@ -71,8 +71,8 @@ class Cell:
         """SHA-256 of all that the result depends on, but for the machine."""
         study = self.study
         files = [self.data, self.folder_of_study / (study.evaluation.data or "")]
-        if study.adapter.start is not None:
-            files.append(self.folder_of_study / study.adapter.start / ADAPTER)
+        if (start := study.adapter.start_beside(self.folder_of_study)) is not None:
+            files.append(start / ADAPTER)
         parts = (
             *(fedpact_version(), self.variant, study.canonical(), self.partition),
             *(str(self.sites), str(self.seed), self.attack, self.measure),

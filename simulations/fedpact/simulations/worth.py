@@ -79,7 +79,7 @@ def worth_of(
         every = read_records(test, study, workbench)
         own = _dealt(every, test, partition)
         public = public if public is not None else every
-    start = None if study.adapter.start is None else study_folder / study.adapter.start
+    start = study.adapter.start_beside(study_folder)
     first = models.first_weights(study, start, workbench.model(study).module)
     sites = []
     for index, shard in enumerate(federation.shards):
