@@ -87,7 +87,7 @@ def measure_variants(
             seeds=range(args.seeds),
             folder=files.study.parent / "compared",
             tune=rates if row.tune else (),
-            tune_seeds=row.tune or 1,
+            tune_seeds=row.tune,
             data=files.training,
             sites=row.sites,
             partition=row.partition,

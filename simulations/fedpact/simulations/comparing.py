@@ -6,6 +6,7 @@ tries. No ε pays for these tries; the results say so.
 """
 
 import itertools
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from fedpact.simulations import (
     held_out,
 )
 from fedpact.simulations.cell_runner import Bar
-from fedpact.simulations.cells import Cell
+from fedpact.simulations.cells import Cell, CellResult
 from fedpact.simulations.comparison import Changes, Variant
 from fedpact.simulations.comparison_results import ComparisonResult, Try, Tuning
 from fedpact.simulations.federation import find_data
@@ -234,17 +235,17 @@ def _tune(plan: _Plan, folder: Path, bar: Bar) -> dict[str, Tuning]:
             for values in asked.tune
         ]
     results = cell_runner.run([cell for _, _, cell in tries], folder, asked.jobs, bar)
-
-    def tried(variant: Variant, values: Changes) -> Try:
-        mine = [
-            result
-            for (one, with_values, _), result in zip(tries, results, strict=True)
-            if one is variant and with_values is values
-        ]
-        return Try.of(values, mine)
-
+    by_seed: dict[tuple[str, str], list[CellResult]] = defaultdict(list)
+    for (variant, values, _), result in zip(tries, results, strict=True):
+        by_seed[variant.name, comparison.name_of(values)].append(result)
     return {
-        variant.name: Tuning.of(seeds, [tried(variant, values) for values in asked.tune])
+        variant.name: Tuning.of(
+            seeds,
+            [
+                Try.of(values, by_seed[variant.name, comparison.name_of(values)])
+                for values in asked.tune
+            ],
+        )
         for variant in asked.variants
     }
 

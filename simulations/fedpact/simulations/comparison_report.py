@@ -271,7 +271,7 @@ def _tuning_remark(variant: VariantResult) -> str:
     )
     seeds = ", ".join(map(str, tuning.seeds))
     return (
-        f"{variant.name} was tuned with seed {seeds} on {tuning.held_out:.0%} of the "
+        f"{variant.name} was tuned with seeds {seeds} on {tuning.held_out:.0%} of the "
         f"training data, held out ({tried}), and then run on all of it. The test set chose "
         "nothing. No ε above pays for the tuning: each try looks at the records once more "
         "(Papernot and Steinke 2022 say what that costs)."

@@ -76,7 +76,7 @@ class Tuning(_Part):
     seeds: tuple[int, ...]
     """The seeds of the tries; none of those that are reported."""
     held_out: float
-    """The share of the training data that was held out for it, other records with each seed."""
+    """The share of the training data that was held out for it and measured on: other records with each seed."""
     tries: tuple[Try, ...]
     """What was tried."""
     chosen: dict[str, Any] | None
