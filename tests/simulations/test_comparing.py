@@ -16,7 +16,7 @@ from fedpact.common.database import open_database, sqlite_url
 from fedpact.common.errors import StudyError, UsageError
 from fedpact.server import runs
 from fedpact.server.home import MIGRATIONS
-from fedpact.simulations import comparison, held_out
+from fedpact.simulations import comparison, comparison_report, held_out
 from fedpact.simulations.cells import Cell, CellResult
 from fedpact.simulations.simulate import Simulation, simulate
 from support.comparisons import ROUNDS, SITES, prepare, run
@@ -239,6 +239,9 @@ def test_values_are_chosen_by_their_mean_over_seeds(tiny, tmp_path):
     ]
     best = max(variant.tuning.tries, key=lambda one: (one.score, -one.loss))
     assert variant.tuning.chosen == best.values
+    shown = StringIO()
+    Console(file=shown, width=80).print(comparison_report.table(result))
+    assert "…" not in shown.getvalue()  # what was chosen folds and is not cut off
 
 
 def test_held_out_records_are_in_no_other_part(tmp_path, tiny):

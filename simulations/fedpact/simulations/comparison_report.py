@@ -111,7 +111,7 @@ def table(found: ComparisonResult) -> Group:
 def _table(title: str, rows: Sequence[Sequence[str]]) -> Table:
     shown = Table(title=title)
     for number, head in enumerate(rows[0]):
-        shown.add_column(head, justify="right" if number else "left")
+        shown.add_column(head, justify="right" if number else "left", overflow="fold")
     for row in rows[1:]:
         shown.add_row(*row)
     return shown
