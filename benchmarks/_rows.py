@@ -208,19 +208,22 @@ def _methods(*names: str) -> tuple[Variant, ...]:
 _FEDERATED: Final = (Variant("federated"), Variant("central", sites=1, partition="iid"))
 
 
-# Personal adapters of fine-tune and ditto are trained without noise and stay; what private-head
-# and fedsa-lora keep is trained by the same noisy steps as what they share.
+# Personal adapters of fine-tune, interpolate and ditto are trained without noise and stay; what
+# private-head and fedsa-lora keep is trained by the same noisy steps as what they share.
 def _personal(steps: int, *, private: bool) -> tuple[Variant, ...]:
     kept = {} if private else AT_SITES
     fedsa = {"personalisation.method": "fedsa-lora", "aggregation.method": "fedavg"}
     return (
-        Variant(
-            "fine-tune",
-            {
-                "personalisation.method": "fine-tune",
-                "personalisation.steps": steps,
-                **APART,
-            },
+        *(
+            Variant(
+                method,
+                {
+                    "personalisation.method": method,
+                    "personalisation.steps": steps,
+                    **APART,
+                },
+            )
+            for method in ("fine-tune", "interpolate")
         ),
         Variant(
             "ditto",

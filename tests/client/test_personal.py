@@ -28,6 +28,7 @@ RUN = "r1"
 PRIVATE_HEAD = {"personalisation": {"method": "private-head"}}
 FEDSA = {"personalisation": {"method": "fedsa-lora"}, "aggregation": {"method": "fedavg"}}
 FINE_TUNE = {"personalisation": {"method": "fine-tune", "steps": 2}}
+INTERPOLATE = {"personalisation": {"method": "interpolate", "steps": 2}}
 DITTO = {"personalisation": {"method": "ditto", "ditto_lambda": 0.5}}
 
 
@@ -275,6 +276,8 @@ def test_what_a_run_is_called_leads_nowhere_else(tmp_path, tiny, name):
         ({"personalisation": {"method": "ditto"}}, "`ditto_lambda` is for"),
         ({"personalisation": {"ditto_lambda": 1.0}}, "`ditto_lambda` is for"),
         ({"personalisation": {"method": "fine-tune"}}, "`steps` is for"),
+        ({"personalisation": {"method": "interpolate"}}, "`steps` is for"),
+        ({**INTERPOLATE, "aggregation": {"method": "fedavg"}}, "fedavg trains it"),
         ({"personalisation": {"method": "private-head", "share_head": True}}, "`share_head`"),
         ({"personalisation": {"method": "private-head", "optimizer": "sgd"}}, "`optimizer`"),
         ({"personalisation": {"learning_rate": 0.1}}, "`learning_rate`"),
@@ -345,7 +348,7 @@ def run(house, tmp_path, monkeypatch):
     return typed
 
 
-@pytest.mark.parametrize("sections", [PRIVATE_HEAD, FEDSA, DITTO, FINE_TUNE])
+@pytest.mark.parametrize("sections", [PRIVATE_HEAD, FEDSA, DITTO, FINE_TUNE, INTERPOLATE])
 def test_a_personal_adapter_is_exported_whole(run, tmp_path, sections):
     place, said = run(sections, "personal", "export", RUN, str(tmp_path / "mine"))
     every = first(place.study)
@@ -357,6 +360,14 @@ def test_a_personal_adapter_is_exported_whole(run, tmp_path, sections):
             assert found.digest == kept.personal.digest
         case "fine-tune":
             assert 0 < np.linalg.norm(found.flat - kept.shared.flat) < 1
+        case "interpolate":
+            trained = [name for name in every.manifest.names if ".lora_A." not in name]
+            zero = kept.shared.overlaid(every.select(trained))
+            halfway = (zero.flat + kept.shared.flat) / 2
+            assert 0 < np.linalg.norm(found.flat - halfway) < 1
+            # A is not trained, and the shared one is another than the seed's.
+            a = [name for name in every.manifest.names if ".lora_A." in name]
+            assert found.select(a).digest == kept.shared.select(a).digest
         case _:
             assert found.digest == every.overlaid(kept.shared).overlaid(kept.personal).digest
     noised = sections in (PRIVATE_HEAD, FEDSA)

@@ -27,6 +27,7 @@ _STAYS = {
     "fedsa-lora": "LoRA's B, and the head unless it is shared: trained with the same noise, never sent",
     "ditto": "a second adapter, trained WITHOUT NOISE: it must not leave the institution",
     "fine-tune": "after the run an adapter trained on WITHOUT NOISE: it must not leave the institution",
+    "interpolate": "after the run an adapter trained WITHOUT NOISE: it must not leave the institution",
 }
 
 

@@ -8,6 +8,8 @@ leaves, so it needs no noise and costs no budget; with noise it says what DP cos
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from fedpact.client.personal import Kept, whole
 from fedpact.client.workbench import Workbench
 from fedpact.common import model as models
@@ -94,15 +96,28 @@ class Bench:
         self.workbench.fit(
             study, self.institution, self._shared(adapter), study.training.rounds
         )
+        tuned = self._trained_on(adapter, asked.steps)
+        if asked.method == "fine-tune":
+            return tuned
+        own = self._trained_on(self._from_zero(adapter), asked.steps)
+        return Weights(tuned.manifest, (tuned.flat + own.flat) / np.float32(2))
+
+    def _trained_on(self, start: Weights, steps: int) -> Weights:
+        """Trained from there by the site's own optimiser, without noise; the model is ready."""
         change = self.workbench.train_apart(
-            study,
+            self.study,
             self.institution,
-            adapter,
+            start,
             self.training,
-            steps=asked.steps,
-            training=asked.training(study.training),
+            steps=steps,
+            training=self.study.personalisation.training(self.study.training),
         )
-        return adapter.plus(change)
+        return start.plus(change)
+
+    def _from_zero(self, adapter: Weights) -> Weights:
+        """What is trained at its first values, beside the same A."""
+        model = self.workbench.model(self.study)
+        return adapter.overlaid(model.first.select(model.trained.names))
 
     def worth(
         self,

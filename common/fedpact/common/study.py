@@ -190,6 +190,12 @@ class Study(Section):
                 "changes the basis of A and B after each round: the personal adapter would be "
                 "pulled towards factors of another basis; take ffa-lora, rolora or fedavg"
             )
+        if method == "interpolate" and self.aggregation.method not in ("ffa-lora", "fedsvd"):
+            raise ValueError(
+                "`personalisation.method` interpolate takes the mean of two B, which is a mean of "
+                f"their BA only where A is not trained: {self.aggregation.method} trains it; take "
+                "ffa-lora or fedsvd"
+            )
         if method == "private-head" and not self.adapter.modules_to_save:
             raise ValueError(
                 "`personalisation.method` private-head needs a head: `adapter.modules_to_save`"

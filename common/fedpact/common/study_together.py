@@ -172,12 +172,15 @@ class Aggregation(Section):
 class Personalisation(Section):
     """`[personalisation]`: what is each site's own, and never leaves it."""
 
-    method: Literal["none", "private-head", "fedsa-lora", "ditto", "fine-tune"] = Field(
+    method: Literal[
+        "none", "private-head", "fedsa-lora", "ditto", "fine-tune", "interpolate"
+    ] = Field(
         default="none",
         description="private-head keeps the head at the site and shares LoRA; fedsa-lora trains A "
         "and B and shares A alone; ditto trains a second adapter, pulled towards the shared one; "
-        "fine-tune trains on from the shared adapter after the run. The second adapter of the last "
-        "two is trained without noise: it must not leave the institution.",
+        "fine-tune trains on from the shared adapter after the run; interpolate does too, and takes the "
+        "mean of that and of one trained alike from zero. The second adapter of the last "
+        "three is trained without noise: it must not leave the institution.",
     )
     share_head: bool = Field(
         default=False, description="Whether fedsa-lora shares the head beside A."
@@ -191,11 +194,11 @@ class Personalisation(Section):
         default=None,
         ge=1,
         le=MAX_STEPS,
-        description="Steps that fine-tune takes after the run.",
+        description="Steps that fine-tune and interpolate take after the run.",
     )
     optimizer: OptimizerName | None = Field(
         default=None,
-        description="Optimiser of the second adapter, of ditto and fine-tune; by default "
+        description="Optimiser of the second adapter, of ditto, fine-tune and interpolate; by default "
         "`training.optimizer`.",
     )
     learning_rate: float | None = Field(
@@ -207,12 +210,17 @@ class Personalisation(Section):
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> Self:
-        for key, method in (("ditto_lambda", "ditto"), ("steps", "fine-tune")):
-            if (getattr(self, key) is not None) != (self.method == method):
-                raise ValueError(f"`{key}` is for `method` {method}, which needs it")
+        after_run = ("fine-tune", "interpolate")
+        for key, methods in (("ditto_lambda", ("ditto",)), ("steps", after_run)):
+            if (getattr(self, key) is not None) != (self.method in methods):
+                raise ValueError(
+                    f"`{key}` is for `method` {' and '.join(methods)}, which need it"
+                )
         for key in ("optimizer", "learning_rate"):
-            if getattr(self, key) is not None and self.method not in ("ditto", "fine-tune"):
-                raise ValueError(f"`{key}` is for `method` ditto and fine-tune alone")
+            if getattr(self, key) is not None and self.method not in ("ditto", *after_run):
+                raise ValueError(
+                    f"`{key}` is for `method` ditto, fine-tune and interpolate alone"
+                )
         if self.share_head and self.method != "fedsa-lora":
             raise ValueError("`share_head` is for `method` fedsa-lora alone")
         return self
