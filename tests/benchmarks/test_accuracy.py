@@ -140,10 +140,12 @@ def test_a_mean_is_held_to_its_percent():
 
 def test_the_best_is_above_the_reference_only_beyond_the_spread_of_the_gap():
     steady = {"plain": {0: 0.5, 1: 0.6}, "x": {0: 0.52, 1: 0.63}, "y": {0: 0.1, 1: 0.1}}
-    (figure,) = best_beyond_spread("plain")(steady)
+    figure, low, high = best_beyond_spread("plain")(steady)
     assert figure.what.startswith("x, the best, less plain")
     assert figure.value == pytest.approx(2.5)
     assert figure.met
+    # Student's t for one degree of freedom is 12.706, and the deviation of 2 and 3 over √2 a half.
+    assert (low.value, high.value) == pytest.approx((2.5 - 6.353, 2.5 + 6.353), abs=1e-3)
     unsteady = {"plain": {0: 0.5, 1: 0.6}, "x": {0: 0.60, 1: 0.55}}
     assert not best_beyond_spread("plain")(unsteady)[0].met
     alone = {"plain": {0: 0.5}, "x": {0: 0.9}}  # one seed has no spread to be beyond
