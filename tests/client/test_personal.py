@@ -374,6 +374,26 @@ def test_a_personal_adapter_is_exported_whole(run, tmp_path, sections):
     assert ("WITHOUT NOISE" in said) != noised
 
 
+def test_a_site_chooses_how_what_stays_there_is_trained(run, tmp_path):
+    test = write_data(tmp_path / "test.csv", 30, seed=7)
+    asked = ("report", RUN, "--test", str(test), "--format", "json")
+    _, said = run(FINE_TUNE, *asked, "--method", "interpolate")
+    assert json.loads(said)["personalisation"] == "interpolate"
+
+    place, _ = run(
+        FINE_TUNE, "personal", "export", RUN, str(tmp_path / "mine"), "--method", "interpolate"
+    )
+    found = Weights.load(tmp_path / "mine" / "adapter_model.safetensors")
+    received = place.kept(2).shared
+    assert np.linalg.norm(found.flat - received.flat) > 1  # half of the way to zero
+
+    with pytest.raises(UsageError, match="not trained after the run"):
+        run(DITTO, *asked, "--method", "interpolate")
+    unfit = {**FINE_TUNE, "aggregation": {"method": "fedavg"}}
+    with pytest.raises(UsageError, match="fedavg trains it"):
+        run(unfit, *asked, "--method", "interpolate")
+
+
 def test_there_is_nothing_to_export_where_nothing_is_personal(run, tmp_path):
     with pytest.raises(RunError, match="no personal adapter"):
         run({}, "personal", "export", RUN, str(tmp_path / "mine"))

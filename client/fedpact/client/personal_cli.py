@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -26,6 +26,13 @@ AdapterOption = Annotated[
         "round that this site answered."
     ),
 ]
+MethodOption = Annotated[
+    Literal["fine-tune", "interpolate"] | None,
+    typer.Option(
+        help="How the personal adapter is trained, where the study trains one after the run; by "
+        "default the study's way. What stays here is your own affair."
+    ),
+]
 
 
 def report(
@@ -39,6 +46,7 @@ def report(
     ] = None,
     public: Annotated[Path | None, typer.Option(help="The study's public test set.")] = None,
     adapter: AdapterOption = None,
+    method: MethodOption = None,
     start: Annotated[
         Path | None,
         typer.Option(
@@ -59,7 +67,7 @@ def report(
     from fedpact.common.figures import draw_worth
     from fedpact.common.worth import Worth, table
 
-    bench, kept, aside = _bench(home, run)
+    bench, kept, aside = _bench(home, run, method)
     study = bench.study
     if public is not None:
         require_digest(public, study.evaluation.sha256, f"The public test set {public}")
@@ -70,6 +78,8 @@ def report(
         known = None if public is None else read_records(public, study, bench.workbench)
         found = bench.worth(_shared(adapter, kept), kept, own, known, private=dp)
     worth = Worth.of(study, run, [found], private=dp)
+    if method is not None:
+        worth = worth.model_copy(update={"personalisation": method})
     if plot is not None:
         draw_worth(worth, plot)
     if format_ == "json":
@@ -88,6 +98,7 @@ def export(
     run: RunArgument,
     folder: Annotated[Path, typer.Argument(help="Where to; made if missing.")],
     adapter: AdapterOption = None,
+    method: MethodOption = None,
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Write this institution's personal adapter of a run as PEFT reads it."""
@@ -97,7 +108,7 @@ def export(
 
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty.", advice="Name another folder.")
-    bench, kept, _ = _bench(home, run)
+    bench, kept, _ = _bench(home, run, method)
     with notices.status("Making the adapter"):
         weights = bench.personal(_shared(adapter, kept), kept)
     if weights is None:
@@ -113,7 +124,7 @@ def export(
         console.print("It was trained WITHOUT NOISE: it can give away records. Keep it inside.")
 
 
-def _bench(folder: Path, run: str) -> "tuple[Bench, Kept, EncodedRecords]":
+def _bench(folder: Path, run: str, method: str | None) -> "tuple[Bench, Kept, EncodedRecords]":
     """A run as it stands here, and the records that its study sets aside."""
     from fedpact.client.datasets import Datasets, find_dataset
     from fedpact.client.home import ClientHome
@@ -131,7 +142,8 @@ def _bench(folder: Path, run: str) -> "tuple[Bench, Kept, EncodedRecords]":
         tokenizer = workbench.model(study).tokenizer
         records = split(study, encode(home, dataset, study, tokenizer))
     name = read_settings(home).institution
-    return Bench(study, name, workbench, records.training), kept, records.validation
+    bench = Bench(study, name, workbench, records.training)
+    return bench if method is None else bench.by(method), kept, records.validation
 
 
 def _beginning_with(bench: "Bench", start: Path) -> "Bench":

@@ -5,10 +5,12 @@ too, from the same first values, at the site's own rank, on its own training rec
 leaves, so it needs no noise and costs no budget; with noise it says what DP costs the site by itself.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
+from pydantic import ValidationError
 
 from fedpact.client.personal import Kept, whole
 from fedpact.client.workbench import Workbench
@@ -20,6 +22,7 @@ from fedpact.common.evaluation import Scores
 from fedpact.common.planned import plan
 from fedpact.common.records import EncodedRecords
 from fedpact.common.study import Study
+from fedpact.common.study_together import Personalisation
 from fedpact.common.worth import Comparison, SiteWorth
 
 
@@ -33,6 +36,7 @@ class Bench:
         workbench: the resident model.
         training: the records that the site trained on.
         start: what alone begins with; None: the seed's first values.
+        own_way: how the personal adapter is trained after the run, in the place of the study's way.
     """
 
     study: Study
@@ -40,6 +44,32 @@ class Bench:
     workbench: Workbench
     training: EncodedRecords
     start: Weights | None = None
+    own_way: Personalisation | None = None
+
+    @property
+    def personalisation(self) -> Personalisation:
+        """How the personal adapter is made."""
+        return self.own_way or self.study.personalisation
+
+    def by(self, method: str) -> Self:
+        """The same, with another of the methods after the run: what stays is the site's affair.
+
+        Raises:
+            UsageError: the study's own method is none of these, or this one cannot go with it.
+        """
+        asked = self.study.personalisation
+        if asked.steps is None:
+            raise UsageError(
+                f"The study's personal adapter ({asked.method}) is not trained after the run: "
+                "there is no other way to choose.",
+                advice="Leave --method out.",
+            )
+        sections = self.study.model_dump()
+        sections["personalisation"]["method"] = method
+        try:
+            return replace(self, own_way=Study.model_validate(sections).personalisation)
+        except ValidationError as error:
+            raise UsageError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
 
     def alone(self, *, private: bool) -> Weights:
         """The adapter that the site would have had by itself.
@@ -87,7 +117,7 @@ class Bench:
         Raises:
             FedpactError: as `Trainer.train`, where it is trained only now.
         """
-        study, asked = self.study, self.study.personalisation
+        study, asked = self.study, self.personalisation
         adapter = whole(study, self.workbench.model(study).first, shared, kept)
         if asked.keeps_tensors:
             return adapter
@@ -110,7 +140,7 @@ class Bench:
             start,
             self.training,
             steps=steps,
-            training=self.study.personalisation.training(self.study.training),
+            training=self.personalisation.training(self.study.training),
         )
         return start.plus(change)
 
