@@ -98,11 +98,10 @@ def best_beyond_spread(reference: str) -> Rule:
         if gap.sd is None:
             return [first]
         reach = float(stats.t.ppf(0.975, gap.n - 1)) * gap.sd / math.sqrt(gap.n)
-        interval = (gap.mean - reach, gap.mean + reach)
-        ends = zip(("low", "high"), interval, strict=True)
         return [
             first,
-            *(Figure(f"{end} end of the mean's 95 % interval", p) for end, p in ends),
+            Figure("low end of the mean's 95 % interval", gap.mean - reach),
+            Figure("high end of the mean's 95 % interval", gap.mean + reach),
         ]
 
     return rule

@@ -75,17 +75,20 @@ def test_the_losers_are_named_and_a_personal_head_helps_them(run):
 
 
 @pytest.mark.parametrize(
-    ("method", "personalisation"),
+    ("method", "personalisation", "above"),
     [
-        ("fedavg", {"method": "ditto", "ditto_lambda": 0.01}),
-        ("fedavg", {"method": "fine-tune", "steps": 30}),
-        ("ffa-lora", {"method": "interpolate", "steps": 60, "learning_rate": 0.05}),
+        ("fedavg", {"method": "ditto", "ditto_lambda": 0.01}, 0.8),
+        ("fedavg", {"method": "fine-tune", "steps": 30}, 0.8),
+        # Half of it is trained on from what is wrong here.
+        ("ffa-lora", {"method": "interpolate", "steps": 60, "learning_rate": 0.05}, 0.7),
     ],
 )
-def test_a_second_adapter_is_compared_beside_the_shared_one(run, method, personalisation):
+def test_a_second_adapter_is_compared_beside_the_shared_one(
+    run, method, personalisation, above
+):
     worth = read_worth(run(method, personalisation=personalisation))
     loser = next(site for site in worth.sites if site.site == "Ost")
-    assert loser.own.personal.score > 0.7
+    assert loser.own.personal.score > above
     assert loser.own.shared.score < 0.5
 
 

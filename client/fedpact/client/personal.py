@@ -4,8 +4,8 @@ Two kinds, and the difference is privacy. Where sites keep tensors (`private-hea
 `fedsa-lora`), the next shared update is computed through them. So under DP-SGD they are
 trained by the very steps that train what is shared, clipped and noised together: what is kept
 is then an output of the mechanism that the ledger counts, and later rounds may depend on it.
-The second adapter of `ditto`, `fine-tune` and `interpolate` is trained without noise. Nothing shared may ever
-depend on it: not a gradient, not a metric, not even whether a round is answered.
+The second adapter of `ditto`, `fine-tune` and `interpolate` is trained without noise. Nothing
+shared may ever depend on it: not a gradient, not a metric, not even whether a round is answered.
 
 What is kept of a round is on disk before its update may leave, as a reservation is before
 training. A round starts from what the newest round *before* it left: trained anew after a

@@ -125,7 +125,7 @@ def export(
 
 
 def _bench(folder: Path, run: str, method: str | None) -> "tuple[Bench, Kept, EncodedRecords]":
-    """A run as it stands here, and the records that its study sets aside."""
+    """A run as it stands here, by the study's method or another, and what its study sets aside."""
     from fedpact.client.datasets import Datasets, find_dataset
     from fedpact.client.home import ClientHome
     from fedpact.client.join import read_settings

@@ -214,7 +214,7 @@ class Personalisation(Section):
         for key, methods in (("ditto_lambda", ("ditto",)), ("steps", after_run)):
             if (getattr(self, key) is not None) != (self.method in methods):
                 raise ValueError(
-                    f"`{key}` is for `method` {' and '.join(methods)}, which need it"
+                    f"`{key}` is for `method` {' and '.join(methods)}, and needed there"
                 )
         for key in ("optimizer", "learning_rate"):
             if getattr(self, key) is not None and self.method not in ("ditto", *after_run):
