@@ -232,10 +232,10 @@ def _had(
     for index, shard in enumerate(federation.shards):
         mine = federation.records.select(shard.indices)
         kept = RunFolder(federation.home(index).runs).before(view.id, study.training.rounds + 1)
-        adapter = Bench(study, shard.name, workbench, mine).personal(sent, kept)
-        if adapter is not None:
+        made = Bench(study, shard.name, workbench, mine).personal(sent, kept)
+        if made is not None:
             # A personal adapter is for nobody else's records.
-            found = scores(adapter, own.get(shard.name, _NONE))
+            found = scores(made.weights, own.get(shard.name, _NONE))
             personal[shard.name] = Had(own=_mean(found), whole=None)
     return shared, personal
 

@@ -1,6 +1,7 @@
 """What is a site's own: it is trained, kept and never sent; through `Site.answer` alone."""
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from fedpact.client.up import build_site
 from fedpact.client.workbench import Workbench
 from fedpact.common import wire
 from fedpact.common.adapter import Weights
-from fedpact.common.errors import DataError, RunError, StorageError, UsageError
+from fedpact.common.errors import DataError, RunError, StorageError, StudyError, UsageError
 from fedpact.common.study import Study
 from support.site_factory import INSTITUTION, update_request
 from support.tiny_bert import TinyBert, write_data
@@ -363,8 +364,9 @@ def test_a_personal_adapter_is_exported_whole(run, tmp_path, sections):
         case "interpolate":
             trained = [name for name in every.manifest.names if ".lora_A." not in name]
             zero = kept.shared.overlaid(every.select(trained))
-            halfway = (zero.flat + kept.shared.flat) / 2
-            assert 0 < np.linalg.norm(found.flat - halfway) < 1
+            share = share_of_shared(said)
+            between = share * kept.shared.flat + (1 - share) * zero.flat
+            assert 0 < np.linalg.norm(found.flat - between) < 1
             # A is not trained, and the shared one is another than the seed's.
             a = [name for name in every.manifest.names if ".lora_A." in name]
             assert found.select(a).digest == kept.shared.select(a).digest
@@ -374,23 +376,32 @@ def test_a_personal_adapter_is_exported_whole(run, tmp_path, sections):
     assert ("WITHOUT NOISE" in said) != noised
 
 
+def share_of_shared(said: str) -> float:
+    """What an export says of the adapter."""
+    (found,) = re.findall(r"began with the shared adapter: ([0-9.]+)\.\n", said)
+    return float(found)
+
+
 def test_a_site_chooses_how_what_stays_there_is_trained(run, tmp_path):
     test = write_data(tmp_path / "test.csv", 30, seed=7)
     asked = ("report", RUN, "--test", str(test), "--format", "json")
-    _, said = run(FINE_TUNE, *asked, "--method", "interpolate")
-    assert json.loads(said)["personalisation"] == "interpolate"
+    place, said = run(FINE_TUNE, *asked, "--method", "interpolate")
+    found = json.loads(said)
+    assert found["personalisation"] == "interpolate"
+    assert found["study_digest"] == place.study.digest  # the run's, whatever is done after it
+    assert found["sites"][0]["share_of_shared"] in (0, 0.5, 1)
 
-    place, _ = run(
+    _, said = run(
         FINE_TUNE, "personal", "export", RUN, str(tmp_path / "mine"), "--method", "interpolate"
     )
-    found = Weights.load(tmp_path / "mine" / "adapter_model.safetensors")
-    received = place.kept(2).shared
-    assert np.linalg.norm(found.flat - received.flat) > 1  # half of the way to zero
+    assert share_of_shared(said) in (0, 0.5, 1)
+    _, said = run(INTERPOLATE, *asked, "--method", "fine-tune")
+    assert json.loads(said)["sites"][0]["share_of_shared"] is None
 
-    with pytest.raises(UsageError, match="not trained after the run"):
+    with pytest.raises(StudyError, match="no personal adapter after the run"):
         run(DITTO, *asked, "--method", "interpolate")
     unfit = {**FINE_TUNE, "aggregation": {"method": "fedavg"}}
-    with pytest.raises(UsageError, match="fedavg trains it"):
+    with pytest.raises(StudyError, match="fedavg trains it"):
         run(unfit, *asked, "--method", "interpolate")
 
 

@@ -79,7 +79,6 @@ def test_the_losers_are_named_and_a_personal_head_helps_them(run):
     [
         ("fedavg", {"method": "ditto", "ditto_lambda": 0.01}, 0.8),
         ("fedavg", {"method": "fine-tune", "steps": 30}, 0.8),
-        # Half of it is trained on from what is wrong here.
         ("ffa-lora", {"method": "interpolate", "steps": 60, "learning_rate": 0.05}, 0.7),
     ],
 )
@@ -90,6 +89,8 @@ def test_a_second_adapter_is_compared_beside_the_shared_one(
     loser = next(site for site in worth.sites if site.site == "Ost")
     assert loser.own.personal.score > above
     assert loser.own.shared.score < 0.5
+    chosen = {site.share_of_shared for site in worth.sites}
+    assert chosen <= ({0, 0.5, 1} if personalisation["method"] == "interpolate" else {None})
 
 
 def test_run_report_shows_and_draws_it(run, tmp_path):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fedpact.client.worth import Bench
     from fedpact.common.adapter import Weights
     from fedpact.common.records import EncodedRecords
+    from fedpact.common.study import Study
 
 personal_app = typer.Typer(
     no_args_is_help=True, help="What is this institution's own of a run."
@@ -67,19 +68,17 @@ def report(
     from fedpact.common.figures import draw_worth
     from fedpact.common.worth import Worth, table
 
-    bench, kept, aside = _bench(home, run, method)
-    study = bench.study
+    study, kept, bench, aside = _bench(home, run, method)
     if public is not None:
         require_digest(public, study.evaluation.sha256, f"The public test set {public}")
     if start is not None:
         bench = _beginning_with(bench, start)
     with notices.status("Training alone, and measuring"):
-        own = aside if test is None else read_records(test, study, bench.workbench)
-        known = None if public is None else read_records(public, study, bench.workbench)
+        own = aside if test is None else read_records(test, bench.study, bench.workbench)
+        known = None if public is None else read_records(public, bench.study, bench.workbench)
         found = bench.worth(_shared(adapter, kept), kept, own, known, private=dp)
     worth = Worth.of(study, run, [found], private=dp)
-    if method is not None:
-        worth = worth.model_copy(update={"personalisation": method})
+    worth = worth.model_copy(update={"personalisation": bench.study.personalisation.method})
     if plot is not None:
         draw_worth(worth, plot)
     if format_ == "json":
@@ -108,24 +107,30 @@ def export(
 
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty.", advice="Name another folder.")
-    bench, kept, _ = _bench(home, run, method)
+    _, kept, bench, _ = _bench(home, run, method)
     with notices.status("Making the adapter"):
-        weights = bench.personal(_shared(adapter, kept), kept)
-    if weights is None:
+        made = bench.personal(_shared(adapter, kept), kept)
+    if made is None:
         raise RunError(
             f"The run {run} has no personal adapter here.",
             advice="Its study's [personalisation] makes none, or none could be trained; the "
             "site's log says which.",
         )
     with disk_errors():
-        models.save_peft(folder, weights, bench.study)
+        models.save_peft(folder, made.weights, bench.study)
     console.print(f"The personal adapter is in {folder}.")
+    if made.share_of_shared is not None:
+        console.print(
+            f"The share of it that began with the shared adapter: {made.share_of_shared:g}."
+        )
     if not bench.study.is_private or not bench.study.personalisation.keeps_tensors:
         console.print("It was trained WITHOUT NOISE: it can give away records. Keep it inside.")
 
 
-def _bench(folder: Path, run: str, method: str | None) -> "tuple[Bench, Kept, EncodedRecords]":
-    """A run as it stands here, by the study's method or another, and what its study sets aside."""
+def _bench(
+    folder: Path, run: str, method: str | None
+) -> "tuple[Study, Kept, Bench, EncodedRecords]":
+    """A run's study, what is kept of it, where it is measured, and the records set aside."""
     from fedpact.client.datasets import Datasets, find_dataset
     from fedpact.client.home import ClientHome
     from fedpact.client.join import read_settings
@@ -137,13 +142,14 @@ def _bench(folder: Path, run: str, method: str | None) -> "tuple[Bench, Kept, En
 
     home, workbench = ClientHome.at(folder), Workbench()
     study, kept = RunFolder(home.runs).newest(run)
+    looked_at = study if method is None else study.personalised_by(method)
     with notices.status("Reading the records"):
         dataset = find_dataset(Datasets(home.open_database()), study)
-        tokenizer = workbench.model(study).tokenizer
+        tokenizer = workbench.model(looked_at).tokenizer
         records = split(study, encode(home, dataset, study, tokenizer))
     name = read_settings(home).institution
-    bench = Bench(study, name, workbench, records.training)
-    return bench if method is None else bench.by(method), kept, records.validation
+    bench = Bench(looked_at, name, workbench, records.training)
+    return study, kept, bench, records.validation
 
 
 def _beginning_with(bench: "Bench", start: Path) -> "Bench":

@@ -5,13 +5,10 @@ too, from the same first values, at the site's own rank, on its own training rec
 leaves, so it needs no noise and costs no budget; with noise it says what DP costs the site by itself.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
-import numpy as np
-from pydantic import ValidationError
-
+from fedpact.client.interpolation import interpolate
 from fedpact.client.personal import Kept, whole
 from fedpact.client.workbench import Workbench
 from fedpact.common import model as models
@@ -22,8 +19,21 @@ from fedpact.common.evaluation import Scores
 from fedpact.common.planned import plan
 from fedpact.common.records import EncodedRecords
 from fedpact.common.study import Study
-from fedpact.common.study_together import Personalisation
 from fedpact.common.worth import Comparison, SiteWorth
+
+
+@dataclass(frozen=True, eq=False)
+class Personal:
+    """A whole adapter of a site's own.
+
+    Attributes:
+        weights: the adapter.
+        share_of_shared: how much of it was trained on from the shared one, where `interpolate`
+            has chosen that.
+    """
+
+    weights: Weights
+    share_of_shared: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +41,11 @@ class Bench:
     """Where one site's adapters are made and measured again.
 
     Attributes:
-        study: whose run is looked at.
+        study: whose run is looked at; its personal adapter may be made by another method.
         institution: the site's name in it.
         workbench: the resident model.
         training: the records that the site trained on.
         start: what alone begins with; None: the seed's first values.
-        own_way: how the personal adapter is trained after the run, in the place of the study's way.
     """
 
     study: Study
@@ -44,32 +53,6 @@ class Bench:
     workbench: Workbench
     training: EncodedRecords
     start: Weights | None = None
-    own_way: Personalisation | None = None
-
-    @property
-    def personalisation(self) -> Personalisation:
-        """How the personal adapter is made."""
-        return self.own_way or self.study.personalisation
-
-    def by(self, method: str) -> Self:
-        """The same, with another of the methods after the run: what stays is the site's affair.
-
-        Raises:
-            UsageError: the study's own method is none of these, or this one cannot go with it.
-        """
-        asked = self.study.personalisation
-        if asked.steps is None:
-            raise UsageError(
-                f"The study's personal adapter ({asked.method}) is not trained after the run: "
-                "there is no other way to choose.",
-                advice="Leave --method out.",
-            )
-        sections = self.study.model_dump()
-        sections["personalisation"]["method"] = method
-        try:
-            return replace(self, own_way=Study.model_validate(sections).personalisation)
-        except ValidationError as error:
-            raise UsageError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
 
     def alone(self, *, private: bool) -> Weights:
         """The adapter that the site would have had by itself.
@@ -107,7 +90,7 @@ class Bench:
             weights = weights.plus(change)
         return weights
 
-    def personal(self, shared: Weights, kept: Kept | None) -> Weights | None:
+    def personal(self, shared: Weights, kept: Kept | None) -> Personal | None:
         """The whole adapter that is the site's own; None where the study makes none.
 
         Args:
@@ -117,32 +100,38 @@ class Bench:
         Raises:
             FedpactError: as `Trainer.train`, where it is trained only now.
         """
-        study, asked = self.study, self.personalisation
+        study, asked = self.study, self.study.personalisation
         adapter = whole(study, self.workbench.model(study).first, shared, kept)
         if asked.keeps_tensors:
-            return adapter
+            return Personal(adapter)
         if asked.steps is None:
-            return kept.personal if kept is not None else None
+            made = kept.personal if kept is not None else None
+            return None if made is None else Personal(made)
         self.workbench.fit(
             study, self.institution, self._shared(adapter), study.training.rounds
         )
-        tuned = self._trained_on(adapter, asked.steps)
         if asked.method == "fine-tune":
-            return tuned
-        own = self._trained_on(self._from_zero(adapter), asked.steps)
-        return Weights(tuned.manifest, (tuned.flat + own.flat) / np.float32(2))
+            return Personal(self._trained_on(adapter, self.training))
+        zero = self._from_zero(adapter)
+        return Personal(
+            *interpolate(adapter, zero, self.training, self._trained_on, self._right)
+        )
 
-    def _trained_on(self, start: Weights, steps: int) -> Weights:
+    def _trained_on(self, start: Weights, records: EncodedRecords) -> Weights:
         """Trained from there by the site's own optimiser, without noise; the model is ready."""
+        asked = self.study.personalisation
         change = self.workbench.train_apart(
             self.study,
             self.institution,
             start,
-            self.training,
-            steps=steps,
-            training=self.personalisation.training(self.study.training),
+            records,
+            steps=asked.steps or 0,
+            training=asked.training(self.study.training),
         )
         return start.plus(change)
+
+    def _right(self, weights: Weights, records: EncodedRecords) -> float:
+        return float(self._score(weights, records).scores.sum())
 
     def _from_zero(self, adapter: Weights) -> Weights:
         """What is trained at its first values, beside the same A."""
@@ -190,10 +179,15 @@ class Bench:
             return Comparison.of(
                 self._score(alone, records),
                 self._score(shared, records) if predicts else None,
-                None if personal is None else self._score(personal, records),
+                None if personal is None else self._score(personal.weights, records),
             )
 
-        return SiteWorth(site=self.institution, own=compared(sets[0]), public=compared(sets[1]))
+        return SiteWorth(
+            site=self.institution,
+            own=compared(sets[0]),
+            public=compared(sets[1]),
+            share_of_shared=personal.share_of_shared if personal else None,
+        )
 
     def _score(self, weights: Weights, records: EncodedRecords) -> Scores:
         """Of a whole adapter of any rank: alone has the site's, a released one may have more."""

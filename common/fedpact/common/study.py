@@ -372,6 +372,24 @@ class Study(Section):
         except ValidationError as error:
             raise StudyError(f"A study cannot promise ε = {epsilon}.") from error
 
+    def personalised_by(self, method: str) -> Self:
+        """The same study with another way to train a personal adapter after the run, checked again.
+
+        Raises:
+            StudyError: it trains none after the run, or not by this method.
+        """
+        document = self.model_dump()
+        made = document["personalisation"]
+        if self.personalisation.steps is None:
+            raise StudyError(
+                f"The study trains no personal adapter after the run: its method is {made['method']}."
+            )
+        made["method"] = method
+        try:
+            return type(self).model_validate(document)
+        except ValidationError as error:
+            raise StudyError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+
 
 def load(path: Path) -> Study:
     """Read a study file.

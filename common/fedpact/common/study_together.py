@@ -178,9 +178,10 @@ class Personalisation(Section):
         default="none",
         description="private-head keeps the head at the site and shares LoRA; fedsa-lora trains A "
         "and B and shares A alone; ditto trains a second adapter, pulled towards the shared one; "
-        "fine-tune trains on from the shared adapter after the run; interpolate does too, and takes the "
-        "mean of that and of one trained alike from zero. The second adapter of the last "
-        "three is trained without noise: it must not leave the institution.",
+        "fine-tune trains on from the shared adapter after the run; interpolate does too, and takes "
+        "that, one trained alike from zero, or the mean of both, whichever does best on records held "
+        "out. The second adapter of the last three is trained without noise: it must not leave the "
+        "institution.",
     )
     share_head: bool = Field(
         default=False, description="Whether fedsa-lora shares the head beside A."

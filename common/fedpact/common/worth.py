@@ -89,6 +89,8 @@ class SiteWorth(_Part):
     """On records of the site's own that nobody trained on; None where there are none."""
     public: Comparison | None
     """On a public test set; None where there is none."""
+    share_of_shared: float | None = None
+    """How much of the personal adapter began with the shared one, where `interpolate` chose it."""
 
     @property
     def decisive(self) -> Comparison:
@@ -175,14 +177,16 @@ def table(worth: Worth) -> Table:
             ("public test set", site.public),
         ):
             if compared is not None:
-                found.add_row(site.site, what, *_cells(compared))
+                found.add_row(site.site, what, *_cells(compared, site.share_of_shared))
     return found
 
 
-def _cells(compared: Comparison) -> tuple[str, ...]:
-    scores = (
+def _cells(compared: Comparison, share_of_shared: float | None) -> tuple[str, ...]:
+    alone, shared, personal = (
         "" if score is None else f"{score.score:.3f}"
         for score in (compared.alone, compared.shared, compared.personal)
     )
+    if share_of_shared is not None:
+        personal += f" ({share_of_shared:.0%} shared)"
     gain = f"{compared.gain:+.3f} ± {compared.gain_error:.3f}"
-    return (str(compared.records), *scores, gain, compared.verdict)
+    return (str(compared.records), alone, shared, personal, gain, compared.verdict)
