@@ -234,10 +234,11 @@ def test_a_site_killed_in_a_round_has_spent_it_and_takes_part_again(fed, study_f
     assert line["unsettled"] == 1
 
 
-def test_a_coordinator_killed_in_a_run_leaves_nothing_and_says_what_became_of_it(
+def test_a_coordinator_killed_in_a_run_goes_on_with_it_and_nothing_is_spent_twice(
     fed, study_file
 ):
-    run = fed.start_run(study_file(**LONG))
+    rounds = 12
+    run = fed.start_run(study_file(training={"rounds": rounds, "local_steps": 40}))
     wait_for(lambda: len(fed.view(run).rounds) >= 2, "the second round has begun", within=180)
     coordinator = fed.daemons["coordinator"].process
     family = _descendants(coordinator.pid)
@@ -245,31 +246,51 @@ def test_a_coordinator_killed_in_a_run_leaves_nothing_and_says_what_became_of_it
     fed.daemons["coordinator"].kill()
     for pid in family:
         wait_for(lambda pid=pid: not is_alive(pid), f"process {pid} has ended")
+    reached = fed.view(run).next_round
+    assert reached <= rounds, "the run was over before the coordinator was killed"
     for name in NAMES:
         fed.daemons[name].wait_until_it_says("trying again in")
         assert fed.daemons[name].process.poll() is None
 
     said = fed.start_coordinator().said
-    line = rf"Run {run} of tiny is interrupted: .* after [1-9]\d* rounds\."
+    line = rf"Run {run} of tiny is interrupted: .* after {reached - 1} rounds\."
     assert re.search(line, said), said
-    listed = json.loads(must("run", "list", "--home", str(fed.home.folder), "--format", "json"))
-    assert next(row["status"] for row in listed if row["run"] == run) == "interrupted"
-    # The sites come back by themselves, and the next run is like any other.
-    wait_for(lambda: fed.online() == set(NAMES), "all sites are back", within=180)
-    after = fed.result(fed.start_run(study_file()))
-    assert (after["status"], len(after["rounds"])) == ("completed", 3)
-    assert fed.view(run).status == "interrupted"
+    assert f"Run {run} of tiny goes on at round {reached}." in said
+    # The sites come back by themselves, and are waited for.
+    result = fed.result(run)
+    assert (result["status"], result["message"]) == ("completed", "")
+    assert [(r["round"], r["sites"]) for r in result["rounds"]] == [
+        (number, 3) for number in range(1, rounds + 1)
+    ]
+    for site in result["sites"]:
+        of_run = [r for r in fed.reservations(site["name"]) if r.run == run]
+        assert sorted(r.round for r in of_run) == list(range(1, rounds + 1))
+        assert 0.98 * 8 < site["epsilon"] <= 8
+        assert site["epsilon"] == fed.spent(site["name"], run, 1e-5)
 
 
-def test_a_coordinator_that_is_stopped_in_a_run_says_so_too(fed, study_file):
+def test_a_run_of_a_coordinator_that_was_stopped_goes_on_when_someone_says_so(fed, study_file):
     run = fed.start_run(study_file(**LONG))
     wait_for(lambda: fed.view(run).rounds, "the first round has begun", within=180)
     assert fed.daemons["coordinator"].stop() == 0
-    watched = fedpact("run", "watch", run, "--home", str(fed.home.folder))
+    home = ("--home", str(fed.home.folder))
+    watched = fedpact("run", "watch", run, *home)
     assert watched.returncode == 19, watched.stderr
     assert "interrupted" in watched.stderr
-    fed.start_coordinator()
+    fed.start_coordinator("--no-resume")
     assert fed.view(run).status == "interrupted"
+
+    reached = fed.view(run).next_round
+    assert f"goes on at round {reached} of 200" in must("run", "resume", run, *home)
+    wait_for(lambda: fed.view(run).next_round > reached + 1, "rounds end", within=180)
+    ends_with(
+        fedpact("run", "resume", run, *home), 19, "is running: there is nothing to resume"
+    )
+    must("run", "stop", run, *home)
+    assert fed.result(run)["status"] == "stopped"
+    ends_with(
+        fedpact("run", "resume", run, *home), 19, "is stopped: there is nothing to resume"
+    )
 
 
 def test_a_run_whose_process_is_killed_is_called_interrupted(fed, study_file):

@@ -152,17 +152,18 @@ class Federation:
         # Many runs are about to spend from it, with a base model in a folder.
         self.sites[name].policy.write_text(POLICY, encoding="utf-8")
 
-    def start_coordinator(self) -> Daemon:
-        daemon = self._start(COORDINATOR, "server")
+    def start_coordinator(self, *more: str) -> Daemon:
+        daemon = self._start(COORDINATOR, "server", *more)
         daemon.wait_until_it_says(READY)
         return daemon
 
     def start_site(self, name: str) -> Daemon:
         return self._start(name, "client")
 
-    def _start(self, who: str, room: str) -> Daemon:
+    def _start(self, who: str, room: str, *more: str) -> Daemon:
         home = self._home(who)
-        arguments, log = (room, "up", "--home", str(home)), self._folder / f"{home.name}.log"
+        arguments = (room, "up", "--home", str(home), *more)
+        log = self._folder / f"{home.name}.log"
         self.daemons[who] = Daemon(arguments, log, self._env, self._through(who))
         return self.daemons[who]
 

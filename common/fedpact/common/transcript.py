@@ -36,6 +36,7 @@ Kind = Literal[
     "recalled",
     "ended",
     "run-started",
+    "run-resumed",
     "round-started",
     "reserved",
     "settled",

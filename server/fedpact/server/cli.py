@@ -12,6 +12,7 @@ from fedpact.common.cli import MetricsPort
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from fedpact.server.control import Control
     from fedpact.server.home import ServerHome
 
 server_app = typer.Typer(help="The coordinator.", no_args_is_help=True)
@@ -84,25 +85,45 @@ def init(
 def up(
     home: HomeOption = DEFAULT_HOME,
     metrics_port: MetricsPort = None,
+    *,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            help="Go on with the runs that were under way when it ended the last time."
+        ),
+    ] = True,
 ) -> None:
     """Run the coordinator until it is interrupted."""
     from fedpact.common import logs
+    from fedpact.common.errors import FedpactError
     from fedpact.server import runs
     from fedpact.server.home import ServerHome
+    from fedpact.server.resuming import go_on
     from fedpact.server.up import up as run
+
+    server = ServerHome(home)
 
     def say(line: str) -> None:
         print(line, flush=True)  # noqa: T201
 
-    def say_what_became_of_runs(engine: "Engine", _control: object) -> None:
+    def see_to_runs(engine: "Engine", control: "Control") -> None:
         for view in runs.interrupt(engine):
-            say(f"Run {view.id} of {view.study.study.name} is {view.status}: {view.message}")
+            named = f"Run {view.id} of {view.study.study.name}"
+            say(f"{named} is {view.status}: {view.message}")
+            if not resume:
+                continue
+            try:
+                went_on = go_on(server, engine, control, view.id)
+            except FedpactError as error:
+                say(f"{named} does not go on: {error}")
+            else:
+                say(f"{named} goes on at round {went_on.next_round}.")
 
     logs.configure()
     run(
-        ServerHome(home),
+        server,
         notice=say,
-        after_start=say_what_became_of_runs,
+        after_start=see_to_runs,
         metrics_port=metrics_port,
     )
 

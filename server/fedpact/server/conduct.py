@@ -1,6 +1,7 @@
 """Everything one run needs, put together: the same for SuperLink and for a simulation."""
 
 import logging
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -36,7 +37,7 @@ def conduct(
     model: nn.Module | None = None,
     rng: Randomness | None = None,
 ) -> Path:
-    """Conduct a run from its first round to its adapter.
+    """Conduct a run from its first round, or from where it stands, to its adapter.
 
     Args:
         engine: the coordinator's database, in which the run was created.
@@ -57,7 +58,7 @@ def conduct(
     study, folder = runs.study_of(engine, run)
     if not runs.set_status(engine, run, "running"):
         # SuperLink may come back to a run that it had not begun when it was killed.
-        raise RunError(f"The run {run} has ended already.")
+        raise RunError(f"The run {run} has ended already, or is conducted by another process.")
     with logs.about(study=study.digest, run=run):
         return _conduct(engine, run, study, folder, exchange, artifacts, terms, model, rng)
 
@@ -83,24 +84,36 @@ def _conduct(
         conductor = Conductor(
             study, run, exchange, record, terms, measure, rng or SecureRandom()
         )
-        first = models.first_weights(study, study.adapter.start_beside(folder), model)
-        first = first.select(study.shared(first.manifest.names))
-        weights = conductor.conduct(first)
+        if (reached := runs.reached(engine, run, artifacts)) is not None:
+            weights = _go_on(conductor, reached)
+        else:
+            first = models.first_weights(study, study.adapter.start_beside(folder), model)
+            weights = conductor.conduct(first.select(study.shared(first.manifest.names)))
         with disk_errors():
             models.save_peft(adapter, weights, study)
     except Exception as error:
         why = str(error) if isinstance(error, FedpactError) else repr(error)
         log.error("the run has failed: %s", why)  # noqa: TRY400 - whoever started it sees where
         with suppress(StorageError):  # a full disk must not hide what ended the run
-            runs.set_status(engine, run, "failed", why)
+            runs.set_status(engine, run, "failed", why, os.getpid())
         raise
     runs.set_adapter(engine, run, adapter)
     with disk_errors():
         (adapter / CARD).write_text(card(runs.view(engine, run)), encoding="utf-8")
     status = "stopped" if record.should_stop() else "completed"
-    runs.set_status(engine, run, status, record.why_stopped)
+    runs.set_status(engine, run, status, record.why_stopped, os.getpid())
     log.info("the run has ended; its adapter is %s", adapter)
     return adapter
+
+
+def _go_on(conductor: Conductor, reached: runs.Reached) -> Weights:
+    """Conduct the rounds after those that have ended, whose last may not have been measured."""
+    number, study, measure = reached.number, conductor.study, conductor.measure
+    due = number % study.evaluation.every == 0 or number == study.training.rounds
+    if measure is not None and due and not reached.measured:
+        conductor.record.measured(number, measure(reached.adapter))
+    log.info("the run goes on after round %d", number)
+    return conductor.conduct(reached.adapter, number + 1, reached.state, reached.clip_norm)
 
 
 def public_test_set(study: Study, folder: Path) -> EncodedRecords | None:

@@ -84,8 +84,13 @@ class Answer:
 class Record(Protocol):
     """What remembers a run."""
 
-    def begun(self, weights: Weights) -> None:
-        """The run begins, or goes on, with the adapter at these weights."""
+    def begun(self, weights: Weights, number: int = 1) -> None:
+        """The run begins, or goes on, with the adapter at these weights.
+
+        Args:
+            weights: the adapter.
+            number: of the round that comes first.
+        """
         ...
 
     def round_started(
@@ -115,6 +120,7 @@ class Record(Protocol):
         seconds: float,
         state: Weights | None = None,
         diagnosis: Diagnosis | None = None,
+        clip_norm: float | None = None,
     ) -> None:
         """The round counts.
 
@@ -124,6 +130,7 @@ class Record(Protocol):
             seconds: it took.
             state: what the server optimiser remembers; None without one.
             diagnosis: what its updates were like.
+            clip_norm: to which the next round's updates are clipped; None where they are not.
         """
         ...
 

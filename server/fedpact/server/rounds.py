@@ -84,7 +84,11 @@ class Conductor:
         self._clipping = Clipping(self.study, self.rng) if clips else None
 
     def conduct(
-        self, weights: Weights, first_round: int = 1, state: Weights | None = None
+        self,
+        weights: Weights,
+        first_round: int = 1,
+        state: Weights | None = None,
+        clip_norm: float | None = None,
     ) -> Weights:
         """Run the rounds from `first_round` on.
 
@@ -92,6 +96,7 @@ class Conductor:
             weights: the adapter before that round.
             first_round: from 1.
             state: what the server optimiser remembers of the rounds before.
+            clip_norm: to which that round's updates are clipped; the study's by default.
 
         Returns:
             the adapter after the last round, or after the last before the run was to stop.
@@ -99,12 +104,14 @@ class Conductor:
         Raises:
             RunError: a round had too few updates, or nobody came.
         """
-        self.record.begun(weights)
+        if self._clipping is not None and clip_norm is not None:
+            self._clipping.norm = clip_norm
+        self.record.begun(weights, first_round)
         standing = Standing(weights, state)
         ended: _Ended | None = None
         for number in range(first_round, self.study.training.rounds + 1):
             try:
-                asked = self._gather(number)
+                asked = self._gather(number, everyone=number == first_round)
             except _OverError as over:
                 self.record.stopped(str(over))
                 break
@@ -133,19 +140,19 @@ class Conductor:
             self._measure(last)
         ended = self._collect(number, before, adapters, started, requests)
         seconds, after = self.clock() - started, ended.after
-        self.record.round_ended(number, after.adapter, seconds, after.state, ended.diagnosis)
+        norm = self._clipping.norm if self._clipping is not None else None
+        self.record.round_ended(
+            number, after.adapter, seconds, after.state, ended.diagnosis, norm
+        )
         return ended
 
-    def _gather(self, number: int) -> AbstractSet[str]:
-        """Wait until a quorum of those who agree is there, or the run is to stop.
-
-        In the first round all of them are waited for.
-        """
+    def _gather(self, number: int, *, everyone: bool) -> AbstractSet[str]:
+        """Wait until a quorum of those who agree is there, or all of them; or the run is to stop."""
         deadline = self.clock() + self.study.federation.deadline_seconds
         while True:
             wanted = self._willing()
             present = wanted & self.exchange.present()
-            needed = self.study.federation.quorum if number > 1 else len(wanted)
+            needed = len(wanted) if everyone else self.study.federation.quorum
             if len(present) >= needed or self.record.should_stop():
                 return present
             if self.clock() > deadline:

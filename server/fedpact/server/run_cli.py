@@ -1,4 +1,4 @@
-"""`fedpact run`: propose studies; start, list, watch and stop runs, on the coordinator's machine."""
+"""`fedpact run`: propose studies; start, list, watch, stop and resume runs, on the coordinator's machine."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-run_app = typer.Typer(no_args_is_help=True, help="Start, watch and stop runs of studies.")
+run_app = typer.Typer(
+    no_args_is_help=True, help="Start, watch, stop and resume runs of studies."
+)
 
 
 StudyFile = Annotated[Path, typer.Argument(help="The study file.")]
@@ -218,6 +220,29 @@ def report(
         typer.echo(report.model_dump_json(indent=2))
     else:
         Console().print(tables(report))
+
+
+@run_app.command()
+def resume(
+    run: Annotated[str, typer.Argument(help="Which run.")],
+    home: HomeOption = DEFAULT_HOME,
+    format: Format = "table",  # noqa: A002
+) -> None:
+    """Go on with a run that was interrupted or has failed, at the round it was in."""
+    import json
+
+    from fedpact.common.cli import home_option
+    from fedpact.server.resuming import resume_run
+
+    view = resume_run(home, run)
+    if format == "json":
+        typer.echo(json.dumps({"run": run, "round": view.next_round}))
+        return
+    watching = f"fedpact run watch {run}{home_option(home, DEFAULT_HOME)}"
+    typer.echo(
+        f"Run {run} goes on at round {view.next_round} of {view.study.training.rounds}. "
+        f"`{watching}` shows it."
+    )
 
 
 @run_app.command()

@@ -47,7 +47,8 @@ class RoundRow(Base):
     """One round; `seconds` is null while it is under way.
 
     `accuracy` is the mean of the task's score, whatever it is called; `metrics` what else the task
-    measures. `state_digest` names the server optimiser's state after it. `averaging_loss` and
+    measures. `state_digest` names the server optimiser's state after it, `clip_norm` is the norm to
+    which the next round's updates are clipped. `averaging_loss` and
     `mean_cosine` are of `fedpact.server.diagnostics.Diagnosis`, and `contributions` has a
     `fedpact.server.contributions.Contribution` for each institution whose update counted.
     """
@@ -62,6 +63,7 @@ class RoundRow(Base):
     accuracy: Mapped[float | None] = mapped_column(Float)
     adapter_digest: Mapped[str | None] = mapped_column(String(64))
     state_digest: Mapped[str | None] = mapped_column(String(64))
+    clip_norm: Mapped[float | None] = mapped_column(Float)
     averaging_loss: Mapped[float | None] = mapped_column(Float)
     mean_cosine: Mapped[float | None] = mapped_column(Float)
     metrics: Mapped[dict[str, float] | None] = mapped_column(JSON)

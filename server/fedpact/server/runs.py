@@ -15,12 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Engine, delete, func, select, update
 
 from fedpact.common import logs
 from fedpact.common.adapter import Weights
 from fedpact.common.database import storage_error
-from fedpact.common.errors import RunError
+from fedpact.common.errors import RunError, StorageError, WireError
 from fedpact.common.evaluation import Metrics
 from fedpact.common.study import Study
 from fedpact.common.transcript import Json
@@ -34,6 +34,7 @@ from fedpact.server.tables import transaction
 log = logging.getLogger(__name__)
 
 UNDER_WAY = ("waiting", "running")
+RESUMABLE = ("interrupted", "failed")
 
 
 def create(engine: Engine, study: Study, folder: Path) -> str:
@@ -86,26 +87,38 @@ def study_of(engine: Engine, run: str) -> tuple[Study, Path]:
         return Study.from_canonical(row.document), Path(row.folder)
 
 
-def set_status(engine: Engine, run: str, status: str, message: str = "") -> bool:
+def set_status(
+    engine: Engine, run: str, status: str, message: str = "", process: int | None = None
+) -> bool:
     """Write down that a run is in another state; one that has ended stays as it ended.
 
-    A run's process may outlive by a moment the coordinator that has called it interrupted.
+    A run's process may outlive by a moment the coordinator that has called it interrupted, and
+    has resumed it. Only a run that waits begins: never two processes conduct it.
+
+    Args:
+        engine: the coordinator's database.
+        run: which run.
+        status: the state.
+        message: why it ended.
+        process: changes it only while this process conducts it; None: whoever does.
 
     Returns:
-        whether the run was under way, and is now in that state.
+        whether the run was under way (or waited, if it is to run), and is now in that state.
     """
     now = datetime.now(UTC)
+    before = ("waiting",) if status == "running" else UNDER_WAY
     values: dict[str, object] = {"status": status, "message": message}
     if status == "running":
-        values |= {"started_at": now, "process": os.getpid()}
+        started_at = func.coalesce(RunRow.started_at, now)
+        values |= {"started_at": started_at, "process": os.getpid()}
     elif status not in UNDER_WAY:
         values |= {"ended_at": now, "process": None}
+    concerned = [RunRow.id == run, RunRow.status.in_(before)]
+    if process is not None:
+        concerned.append(RunRow.process == process)
     with transaction(engine) as session:
         changed = session.execute(
-            update(RunRow)
-            .where(RunRow.id == run, RunRow.status.in_(UNDER_WAY))
-            .values(**values)
-            .returning(RunRow.id)
+            update(RunRow).where(*concerned).values(**values).returning(RunRow.id)
         ).all()
         if changed and status not in UNDER_WAY:
             write(session, "run-ended", {"run": run, "status": status, "message": message})
@@ -151,6 +164,76 @@ def interrupt(engine: Engine) -> list["RunView"]:
     return [view(engine, run) for run in names]
 
 
+def resume(engine: Engine, run: str) -> None:
+    """Have a run that was interrupted or has failed wait to be conducted again.
+
+    Raises:
+        RunError: there is no such run, or it is under way, or it has ended for good.
+    """
+    with transaction(engine) as session:
+        changed = session.execute(
+            update(RunRow)
+            .where(RunRow.id == run, RunRow.status.in_(RESUMABLE))
+            .values(status="waiting", message="", ended_at=None, stop=False, flower_run="")
+            .returning(RunRow.id)
+        ).all()
+    if not changed:
+        raise RunError(
+            f"The run {run} is {view(engine, run).status}: there is nothing to resume.",
+            advice="Runs that were interrupted or have failed go on; `fedpact run start` begins one.",
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Reached:
+    """What a run has come to.
+
+    Attributes:
+        number: of the last round that ended.
+        adapter: the adapter after it.
+        state: what the server optimiser remembers; None without one.
+        clip_norm: to which the next round's updates are clipped; None where they are not.
+        measured: whether the adapter was measured on the public test set.
+    """
+
+    number: int
+    adapter: Weights
+    state: Weights | None
+    clip_norm: float | None
+    measured: bool
+
+
+def reached(engine: Engine, run: str, artifacts: Path) -> Reached | None:
+    """What a run has come to; None before the end of its first round.
+
+    Raises:
+        StorageError: what was kept of it cannot be read, or is not what it was.
+    """
+    with transaction(engine) as session:
+        row = session.scalar(
+            select(RoundRow)
+            .where(RoundRow.run == run, RoundRow.adapter_digest.is_not(None))
+            .order_by(RoundRow.number.desc())
+            .limit(1)
+        )
+        if row is None or row.adapter_digest is None:
+            return None
+        state = None if row.state_digest is None else _kept(artifacts, row.state_digest)
+        adapter = _kept(artifacts, row.adapter_digest)
+        return Reached(row.number, adapter, state, row.clip_norm, row.loss is not None)
+
+
+def _kept(artifacts: Path, digest: str) -> Weights:
+    path = artifacts / f"{digest}.safetensors"
+    try:
+        weights = Weights.load(path)
+    except (OSError, WireError) as error:
+        raise StorageError(f"{path} cannot be read: {error}.") from error
+    if weights.digest != digest:
+        raise StorageError(f"{path} does not hold what its name says.")
+    return weights
+
+
 class RunRecord:
     """The `Record` of one run, in the database and the artifact folder.
 
@@ -166,20 +249,28 @@ class RunRecord:
         self._added: list[tuple[str, str, float]] = []
         self.why_stopped = ""
 
-    def begun(self, weights: Weights) -> None:
-        """Keep the adapter that the first round starts from."""
+    def begun(self, weights: Weights, number: int = 1) -> None:
+        """Keep the adapter that the run begins with, or goes on with."""
         self._keep(weights)
         self._adapter = weights.digest
         study, _ = study_of(self._engine, self._run)
+        now: dict[str, Json] = {"run": self._run, "adapter": self._adapter}
         with transaction(self._engine) as session:
+            if number > 1:
+                write(session, "run-resumed", {**now, "round": number})
+                return
             terms = {"study_digest": study.digest, "study": study.canonical()}
-            write(session, "run-started", {"run": self._run, "adapter": self._adapter, **terms})
+            write(session, "run-started", {**now, **terms})
 
     def round_started(
         self, number: int, asked: AbstractSet[str], sent: Mapping[str, str] | None = None
     ) -> None:
-        """A round begins and these institutions were asked."""
+        """A round begins and these institutions were asked; begun before, it begins anew."""
         with transaction(self._engine) as session:
+            for table in (AnswerRow, RoundRow):
+                session.execute(
+                    delete(table).where(table.run == self._run, table.number == number)
+                )
             session.add(RoundRow(run=self._run, number=number, started_at=datetime.now(UTC)))
             session.add_all(
                 AnswerRow(run=self._run, number=number, institution=name, state="asked")
@@ -233,6 +324,7 @@ class RunRecord:
         seconds: float,
         state: Weights | None = None,
         diagnosis: Diagnosis | None = None,
+        clip_norm: float | None = None,
     ) -> None:
         """The round counts: keep what came of it, named by its digest, then write it down."""
         self._keep(weights)
@@ -252,7 +344,12 @@ class RunRecord:
             session.execute(
                 update(RoundRow)
                 .where(RoundRow.run == self._run, RoundRow.number == number)
-                .values(seconds=seconds, adapter_digest=weights.digest, **values)
+                .values(
+                    seconds=seconds,
+                    adapter_digest=weights.digest,
+                    clip_norm=clip_norm,
+                    **values,
+                )
             )
             write(session, "aggregated", {"run": self._run, "round": number, **made})
         self._adapter = weights.digest
@@ -336,6 +433,11 @@ class RunView:
     def is_under_way(self) -> bool:
         """Whether it waits or runs."""
         return self.status in UNDER_WAY
+
+    @property
+    def next_round(self) -> int:
+        """The round that it is in, or comes to."""
+        return 1 + sum(r.seconds is not None for r in self.rounds)
 
 
 def view(engine: Engine, run: str) -> RunView:

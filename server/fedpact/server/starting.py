@@ -17,8 +17,8 @@ from fedpact.common.study import Study
 from fedpact.server import pact, runs
 from fedpact.server.conduct import public_test_set
 from fedpact.server.control import Control
-from fedpact.server.fab import HOME_KEY, RUN_KEY, build_fab
 from fedpact.server.home import ServerHome
+from fedpact.server.resuming import begin
 from fedpact.server.tables import transaction
 
 _LOOK_SECONDS = 0.5
@@ -79,12 +79,7 @@ def start_run(
         with transaction(engine) as session:
             pact.start(session, study.digest)
         run = runs.create(engine, study, study_file.parent)
-        try:
-            number = control.start_run(build_fab(), {HOME_KEY: str(home.folder), RUN_KEY: run})
-        except RunError as error:
-            runs.set_status(engine, run, "failed", str(error))
-            raise
-    runs.set_flower_run(engine, run, number)
+        begin(home, engine, control, run)
     return run
 
 

@@ -61,7 +61,7 @@ def up(
         home: the coordinator's folder.
         notice: told, in one line, when it is ready.
         after_start: called each time that SuperLink has started, before sites can reach it:
-            it may say what became of the runs, and start those again that were interrupted.
+            it may say what became of the runs, and go on with those that were interrupted.
         metrics_port: where to serve metrics; None: nowhere.
 
     Raises:
