@@ -216,6 +216,25 @@ def test_who_comes_late_to_a_run_that_goes_on_is_waited_for(coordinator, kill):
     assert [set(r.answers) for r in one.view.rounds] == [set(NAMES)] * 3
 
 
+@pytest.mark.parametrize(
+    ("keep", "status", "rounds"), [(True, "stopped", 1), (False, "completed", 3)]
+)
+def test_a_run_that_was_to_stop_stops_unless_someone_says_otherwise(
+    coordinator, kill, keep, status, rounds
+):
+    one = coordinator()
+    kill.countdown = 15
+    with pytest.raises(Killed):
+        one.conduct()
+    kill.countdown = 10**6
+    runs.request_stop(one.engine, one.run)
+    runs.interrupt(one.engine)
+    runs.resume(one.engine, one.run, keep_stop=keep)
+    one.conduct()
+    assert (one.view.status, len(one.view.rounds)) == (status, rounds)
+    assert (one.folder / "artifacts" / one.run / "adapter_model.safetensors").exists()
+
+
 def test_a_run_that_has_failed_goes_on_too(coordinator):
     one = coordinator()
     honest, one.sites["B"] = one.sites["B"], liar.not_a_number

@@ -113,7 +113,7 @@ def up(
             if not resume:
                 continue
             try:
-                went_on = go_on(server, engine, control, view.id)
+                went_on = go_on(server, engine, control, view.id, keep_stop=True)
             except FedpactError as error:
                 say(f"{named} does not go on: {error}")
             else:

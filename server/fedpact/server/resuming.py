@@ -41,12 +41,14 @@ def resume_run(folder: Path, run: str) -> RunView:
         return go_on(home, engine, control, run)
 
 
-def go_on(home: ServerHome, engine: Engine, control: Control, run: str) -> RunView:
-    """The same, where SuperLink is at hand."""
+def go_on(
+    home: ServerHome, engine: Engine, control: Control, run: str, *, keep_stop: bool = False
+) -> RunView:
+    """The same, where SuperLink is at hand; as `runs.resume` if it was asked to stop."""
     study, _ = runs.study_of(engine, run)
     with transaction(engine) as session:
         pact.start(session, study.digest)
-    runs.resume(engine, run)
+    runs.resume(engine, run, keep_stop=keep_stop)
     begin(home, engine, control, run)
     return runs.view(engine, run)
 

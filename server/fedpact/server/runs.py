@@ -164,17 +164,25 @@ def interrupt(engine: Engine) -> list["RunView"]:
     return [view(engine, run) for run in names]
 
 
-def resume(engine: Engine, run: str) -> None:
+def resume(engine: Engine, run: str, *, keep_stop: bool = False) -> None:
     """Have a run that was interrupted or has failed wait to be conducted again.
+
+    Args:
+        engine: the coordinator's database.
+        run: which run.
+        keep_stop: if it was asked to stop before, it stops at once and has its adapter.
 
     Raises:
         RunError: there is no such run, or it is under way, or it has ended for good.
     """
+    values: dict[str, object] = {"status": "waiting", "message": "", "flower_run": ""}
+    if not keep_stop:
+        values["stop"] = False
     with transaction(engine) as session:
         changed = session.execute(
             update(RunRow)
             .where(RunRow.id == run, RunRow.status.in_(RESUMABLE))
-            .values(status="waiting", message="", ended_at=None, stop=False, flower_run="")
+            .values(ended_at=None, **values)
             .returning(RunRow.id)
         ).all()
     if not changed:
