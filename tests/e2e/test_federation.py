@@ -237,7 +237,7 @@ def test_a_site_killed_in_a_round_has_spent_it_and_takes_part_again(fed, study_f
 def test_a_coordinator_killed_in_a_run_goes_on_with_it_and_nothing_is_spent_twice(
     fed, study_file
 ):
-    rounds = 12
+    rounds = 6
     run = fed.start_run(study_file(training={"rounds": rounds, "local_steps": 40}))
     wait_for(lambda: len(fed.view(run).rounds) >= 2, "the second round has begun", within=180)
     coordinator = fed.daemons["coordinator"].process
