@@ -1,12 +1,15 @@
 """What a comparison says, and who has lost."""
 
+from io import StringIO
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from fedpact.common.evaluation import Scores
-from fedpact.common.worth import Comparison, SiteWorth, Worth
+from fedpact.common.worth import Comparison, SiteWorth, Worth, table
 from support.site_factory import a_study
 
 RIGHT = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
@@ -50,3 +53,17 @@ def test_losers_are_named_by_their_own_records_the_greatest_loss_first():
         site("much", None, [0, 0, 0, 0]),
     ]
     assert Worth.of(a_study(), "r1", sites, private=True).losers == ("much", "little")
+
+
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_no_name_and_no_verdict_is_cut_off_in_a_narrow_terminal(share):
+    name, same = "NIHSeniorHealth", scores([1, 1, 0, 0])
+    compared = Comparison.of(same, same, same)
+    site = SiteWorth(site=name, own=compared, public=compared, share_of_shared=share)
+    printed = StringIO()
+    narrow = Console(file=printed, width=80)
+    narrow.print(table(Worth.of(a_study(), "r1", [site], private=True)))
+    said = printed.getvalue()
+    assert "…" not in said
+    assert said.count("difference") == 2
+    assert ("began with the shared one" in " ".join(said.split())) == (share is not None)

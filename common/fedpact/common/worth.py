@@ -160,33 +160,46 @@ def read_worth(folder: Path) -> Worth | None:
 
 def table(worth: Worth) -> Table:
     """One line for each site and set of records."""
-    losers = ", ".join(worth.losers) or "none"
     found = Table(
         title=f"{worth.study}: run {worth.run}. Was it worth joining? By {worth.measure}",
-        caption=f"Alone: as many steps, {worth.alone}. ± is one standard error, paired by record. "
-        f"Lower than alone: {losers}.",
+        caption=_caption(worth),
+        padding=(0, 1, 0, 0),  # at 80 columns no name and no verdict is cut off
     )
-    for heading in ("institution", "on"):
-        found.add_column(heading)
+    found.add_column("institution", overflow="fold")
+    found.add_column("on")
     for heading in ("records", "alone", "shared", "personal", "gain"):
-        found.add_column(heading, justify="right")
-    found.add_column("")
+        found.add_column(heading, justify="right", min_width=len(heading))
+    found.add_column("", min_width=len("difference"))
     for site in worth.sites:
         for what, compared in (
             ("own test records", site.own),
             ("public test set", site.public),
         ):
             if compared is not None:
-                found.add_row(site.site, what, *_cells(compared, site.share_of_shared))
+                found.add_row(site.site, what, *_cells(compared))
     return found
 
 
-def _cells(compared: Comparison, share_of_shared: float | None) -> tuple[str, ...]:
-    alone, shared, personal = (
+def _caption(worth: Worth) -> str:
+    said = [
+        f"Alone: as many steps, {worth.alone}. ± is one standard error, paired by record.",
+        f"Lower than alone: {', '.join(worth.losers) or 'none'}.",
+    ]
+    shares = [
+        f"{site.site} {site.share_of_shared:.0%}"
+        for site in worth.sites
+        if site.share_of_shared is not None
+    ]
+    if shares:
+        named = ", ".join(shares)
+        said.append(f"Share of the personal adapter that began with the shared one: {named}.")
+    return " ".join(said)
+
+
+def _cells(compared: Comparison) -> tuple[str, ...]:
+    scores = (
         "" if score is None else f"{score.score:.3f}"
         for score in (compared.alone, compared.shared, compared.personal)
     )
-    if share_of_shared is not None:
-        personal += f" ({share_of_shared:.0%} shared)"
     gain = f"{compared.gain:+.3f} ± {compared.gain_error:.3f}"
-    return (str(compared.records), alone, shared, personal, gain, compared.verdict)
+    return (str(compared.records), *scores, gain, compared.verdict)
