@@ -110,7 +110,6 @@ class FakeRecord:
         self.weights: dict[int, Weights] = {}
         self.seconds: dict[int, float] = {}
         self.states_after: dict[int, Weights | None] = {}
-        self.clip_norms: dict[int, float | None] = {}
         self.diagnoses: dict[int, Diagnosis | None] = {}
         self.metrics: dict[int, Metrics] = {}
         self.contributions: dict[int, Mapping[str, Contribution] | None] = {}
@@ -120,7 +119,6 @@ class FakeRecord:
 
     def begun(self, weights: Weights, number: int = 1) -> None:
         self.first = weights
-        self.first_round = number
 
     def admitted(self, number: int, institution: str, change: Weights, weight: float) -> None:
         self.admissions.setdefault(number, []).append((institution, change, weight))
@@ -146,7 +144,6 @@ class FakeRecord:
         clip_norm: float | None = None,
     ) -> None:
         self.events.append(("ended", number))
-        self.clip_norms[number] = clip_norm
         self.weights[number] = weights
         self.seconds[number] = seconds
         self.states_after[number] = state

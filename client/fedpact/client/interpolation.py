@@ -16,7 +16,7 @@ from fedpact.client.validation import hold_out
 from fedpact.common.adapter import Weights
 from fedpact.common.records import EncodedRecords
 
-HELD_OUT: Final = 0.2
+_HELD_OUT: Final = 0.2
 _SALT: Final = b"fedpact between"  # other records than those set aside for metrics
 # Of shares that do equally well the first is taken.
 SHARES: Final = (0.5, 1.0, 0.0)
@@ -57,7 +57,7 @@ def interpolate(
     def ends(some: EncodedRecords) -> _Ends:
         return _Ends(train(shared, some), train(zero, some))
 
-    parts, share = hold_out(records, HELD_OUT, _SALT), SHARES[0]
+    parts, share = hold_out(records, _HELD_OUT, _SALT), SHARES[0]
     if len(parts.training) and len(parts.validation):
         tried = ends(parts.training)
         share = max(SHARES, key=lambda s: score(tried.at(s), parts.validation))

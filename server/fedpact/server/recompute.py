@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from fedpact.common.adapter import Weights
-from fedpact.common.errors import AuditError, WireError
+from fedpact.common.errors import AuditError, StorageError
 from fedpact.common.randomness import SecureRandom
 from fedpact.common.study import Study
 from fedpact.common.transcript import Entry
-from fedpact.server import aggregation
+from fedpact.server import aggregation, artifacts
 from fedpact.server.aggregation import Standing
 from fedpact.server.aggregation.clipped import Clipping
 
@@ -51,12 +51,12 @@ class _Run:
         self.clipping = Clipping(study, SecureRandom()) if clips else None
 
 
-def recompute(entries: Iterable[Entry], artifacts: Path) -> Recomputed:
+def recompute(entries: Iterable[Entry], folder: Path) -> Recomputed:
     """Aggregate every round again that has no noise of the coordinator's own.
 
     Args:
         entries: of a coordinator's transcript that was verified.
-        artifacts: the folder with the adapters and updates, each named by its digest.
+        folder: the one with the adapters and updates, each named by its digest.
 
     Raises:
         AuditError: the first entry that does not come out, or whose updates are not there.
@@ -69,7 +69,7 @@ def recompute(entries: Iterable[Entry], artifacts: Path) -> Recomputed:
         if entry.kind == "run-started":
             runs[body["run"]] = _Run(Study.from_canonical(body["study"]))
         elif entry.kind == "round-started" and "sent" in body:
-            _cut_again(body, runs.get(body["run"]), artifacts, _what(entry))
+            _cut_again(body, runs.get(body["run"]), folder, _what(entry))
         elif entry.kind == "aggregated":
             what = _what(entry)
             if (run := runs.get(body["run"])) is None:
@@ -77,7 +77,7 @@ def recompute(entries: Iterable[Entry], artifacts: Path) -> Recomputed:
             if run.study.aggregation.noise_multiplier:
                 noised += 1
                 continue
-            _again(body, run, artifacts, what)
+            _again(body, run, folder, what)
             rounds += 1
     return Recomputed(rounds, noised)
 
@@ -87,11 +87,11 @@ def _what(entry: Entry) -> str:
     return f"Entry {entry.number} of {entry.author} (run {body['run']}, round {body['round']})"
 
 
-def _cut_again(body: Any, run: _Run | None, artifacts: Path, what: str) -> None:
+def _cut_again(body: Any, run: _Run | None, folder: Path, what: str) -> None:
     """Each site of a lower rank was sent the first components of the round's adapter."""
     if run is None:
         raise AuditError(f"{what} is of a run that was never started.")
-    adapter = _kept(body["adapter"], artifacts, what)
+    adapter = _kept(body["adapter"], folder, what)
     for name, weights in aggregation.sent(run.study, adapter, body["sent"]).items():
         if weights.digest != body["sent"][name]:
             raise AuditError(
@@ -100,12 +100,12 @@ def _cut_again(body: Any, run: _Run | None, artifacts: Path, what: str) -> None:
             )
 
 
-def _again(body: Any, run: _Run, artifacts: Path, what: str) -> None:
-    adapter = _kept(body["before"], artifacts, what)
-    before = Standing(adapter, _kept(run.state, artifacts, what) if run.state else None)
+def _again(body: Any, run: _Run, folder: Path, what: str) -> None:
+    adapter = _kept(body["before"], folder, what)
+    before = Standing(adapter, _kept(run.state, folder, what) if run.state else None)
     total = aggregation.Round(run.study, before, body["round"], run.clipping)
     for update in body["updates"]:
-        total.add(_kept(update["digest"], artifacts, what), update["weight"])
+        total.add(_kept(update["digest"], folder, what), update["weight"])
     after = total.result()
     digest = after.adapter.digest
     if digest != body["adapter"]:
@@ -130,12 +130,8 @@ def _is_of_this_build(study: Study) -> bool:
     return asked.method == "fedsvd" or asked.keeps_factors or asked.clip_norm is not None
 
 
-def _kept(digest: str, artifacts: Path, what: str) -> Weights:
-    path = artifacts / f"{digest}.safetensors"
+def _kept(digest: str, folder: Path, what: str) -> Weights:
     try:
-        weights = Weights.load(path)
-    except (OSError, WireError) as error:
-        raise AuditError(f"{what} cannot be checked: {path} cannot be read.") from error
-    if weights.digest != digest:
-        raise AuditError(f"{what} cannot be checked: {path} does not hold what its name says.")
-    return weights
+        return artifacts.read(folder, digest)
+    except StorageError as error:
+        raise AuditError(f"{what} cannot be checked: {error}") from error

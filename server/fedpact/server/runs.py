@@ -19,12 +19,12 @@ from sqlalchemy import Engine, delete, func, select, update
 
 from fedpact.common import logs
 from fedpact.common.adapter import Weights
-from fedpact.common.database import storage_error
-from fedpact.common.errors import RunError, StorageError, WireError
+from fedpact.common.errors import RunError
 from fedpact.common.evaluation import Metrics
 from fedpact.common.study import Study
 from fedpact.common.transcript import Json
 from fedpact.common.transcript_store import write
+from fedpact.server import artifacts
 from fedpact.server.contributions import Contribution
 from fedpact.server.diagnostics import Diagnosis
 from fedpact.server.round_needs import Answer, ClassCounts
@@ -211,7 +211,7 @@ class Reached:
     measured: bool
 
 
-def reached(engine: Engine, run: str, artifacts: Path) -> Reached | None:
+def reached(engine: Engine, run: str, folder: Path) -> Reached | None:
     """What a run has come to; None before the end of its first round.
 
     Raises:
@@ -226,20 +226,9 @@ def reached(engine: Engine, run: str, artifacts: Path) -> Reached | None:
         )
         if row is None or row.adapter_digest is None:
             return None
-        state = None if row.state_digest is None else _kept(artifacts, row.state_digest)
-        adapter = _kept(artifacts, row.adapter_digest)
+        state = None if row.state_digest is None else artifacts.read(folder, row.state_digest)
+        adapter = artifacts.read(folder, row.adapter_digest)
         return Reached(row.number, adapter, state, row.clip_norm, row.loss is not None)
-
-
-def _kept(artifacts: Path, digest: str) -> Weights:
-    path = artifacts / f"{digest}.safetensors"
-    try:
-        weights = Weights.load(path)
-    except (OSError, WireError) as error:
-        raise StorageError(f"{path} cannot be read: {error}.") from error
-    if weights.digest != digest:
-        raise StorageError(f"{path} does not hold what its name says.")
-    return weights
 
 
 class RunRecord:
@@ -249,17 +238,17 @@ class RunRecord:
         why_stopped: why the agreement ended the run; empty if it did not.
     """
 
-    def __init__(self, engine: Engine, run: str, artifacts: Path) -> None:
+    def __init__(self, engine: Engine, run: str, folder: Path) -> None:
         self._engine = engine
         self._run = run
-        self._artifacts = artifacts
+        self._artifacts = folder
         self._adapter = ""
         self._added: list[tuple[str, str, float]] = []
         self.why_stopped = ""
 
     def begun(self, weights: Weights, number: int = 1) -> None:
         """Keep the adapter that the run begins with, or goes on with."""
-        self._keep(weights)
+        artifacts.keep(self._artifacts, weights)
         self._adapter = weights.digest
         study, _ = study_of(self._engine, self._run)
         now: dict[str, Json] = {"run": self._run, "adapter": self._adapter}
@@ -295,7 +284,7 @@ class RunRecord:
     def admitted(self, number: int, institution: str, change: Weights, weight: float) -> None:
         """Keep a change that counts, so that an audit can aggregate it again."""
         del number
-        self._keep(change)
+        artifacts.keep(self._artifacts, change)
         self._added.append((institution, change.digest, float(weight)))
 
     def answered(self, number: int, institution: str, answer: Answer) -> None:
@@ -335,7 +324,7 @@ class RunRecord:
         clip_norm: float | None = None,
     ) -> None:
         """The round counts: keep what came of it, named by its digest, then write it down."""
-        self._keep(weights)
+        artifacts.keep(self._artifacts, weights)
         values: dict[str, float | str | None] = asdict(diagnosis) if diagnosis else {}
         made: dict[str, Json] = {
             "before": self._adapter,
@@ -346,7 +335,7 @@ class RunRecord:
             "adapter": weights.digest,
         }
         if state is not None:
-            self._keep(state)
+            artifacts.keep(self._artifacts, state)
             values["state_digest"] = made["state"] = state.digest
         with transaction(self._engine) as session:
             session.execute(
@@ -394,19 +383,6 @@ class RunRecord:
         self.why_stopped = reason
         with transaction(self._engine) as session:
             session.execute(update(RunRow).where(RunRow.id == self._run).values(stop=True))
-
-    def _keep(self, weights: Weights) -> None:
-        """Write an artifact, named by its digest; one that is there already is the same."""
-        path = self._artifacts / f"{weights.digest}.safetensors"
-        if path.exists():
-            return
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        try:
-            weights.save(partial)
-            partial.replace(path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise storage_error(error) from error
 
 
 @dataclass(frozen=True)
